@@ -1,0 +1,5 @@
+//! The binary: everything is in `quantfs::cli`.
+
+fn main() -> std::process::ExitCode {
+    quantfs::cli::main()
+}

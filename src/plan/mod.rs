@@ -1,0 +1,135 @@
+//! The plan: headers and a spec become files, extents and weights.
+//!
+//! A plan is computed from headers alone: no weight byte is read to lay out the view. It is
+//! immutable, printable and comparable; a file's length is exact before anything is quantized.
+//!
+//! Knows sources and formats; knows no cache, no FUSE, and reads nothing but headers and JSON.
+
+use std::{sync::Arc, time::SystemTime};
+
+use crate::{
+    quant::{Banding, Part, Scheme, Weight},
+    source::FileId,
+    tensor::Float,
+};
+
+/// A view, laid out.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Regular files, sorted by path. Directories are the prefixes of their paths.
+    pub files: Vec<File>,
+    /// What the extents of kind [`Content::Part`] refer to.
+    pub weights: Vec<Planned>,
+}
+
+/// One file of a view.
+#[derive(Clone, Debug)]
+pub struct File {
+    /// Path below the view's root, `/` between parts.
+    pub path: String,
+    /// Exact length in bytes.
+    pub len: u64,
+    /// The newest modification time of what goes into it.
+    pub modified: SystemTime,
+    /// The content in order, without holes: an extent ends where the next one starts.
+    pub extents: Vec<Extent>,
+}
+
+impl File {
+    /// The source file that this one shows whole and untouched.
+    #[must_use]
+    pub fn untouched(&self) -> Option<FileId> {
+        match self.extents.as_slice() {
+            [Extent { content: Content::Source { file, offset: 0 }, .. }] => Some(*file),
+            _ => None,
+        }
+    }
+}
+
+/// A run of bytes of one origin within a file.
+#[derive(Clone, Debug)]
+pub struct Extent {
+    /// Offset in the file of the view.
+    pub start: u64,
+    /// Where the bytes come from.
+    pub content: Content,
+}
+
+/// Where the bytes of an extent come from.
+#[derive(Clone, Debug)]
+pub enum Content {
+    /// Known since the plan was made: headers, JSON, constants.
+    Bytes(Arc<[u8]>),
+    /// Source bytes as they are.
+    Source {
+        /// The source file.
+        file: FileId,
+        /// Offset of the extent's first byte in it.
+        offset: u64,
+    },
+    /// A tiled part of a weight, from its first byte to its last.
+    Part {
+        /// Index into [`Plan::weights`].
+        weight: u32,
+        /// Index into [`Planned::parts`].
+        part: u16,
+    },
+}
+
+/// A weight that is computed when it is read.
+#[derive(Clone, Debug)]
+pub struct Planned {
+    /// What is encoded.
+    pub weight: Weight,
+    /// Where its elements come from.
+    pub origin: Origin,
+    /// How it is encoded.
+    pub scheme: Arc<dyn Scheme>,
+    /// What it becomes.
+    pub parts: Vec<Part>,
+    /// How it may be cut.
+    pub banding: Banding,
+    /// Length of a tile along the banding's axis, a multiple of its granule.
+    pub tile: usize,
+    /// Digest of the origin (source versions included), the scheme's id and the crate's encoding
+    /// revision: two views that agree share tiles.
+    pub key: [u8; 16],
+}
+
+impl Planned {
+    /// Number of tiles.
+    #[must_use]
+    pub fn tiles(&self) -> usize {
+        self.banding.extent(&self.weight).div_ceil(self.tile)
+    }
+}
+
+/// Where the elements of a weight come from: pieces of source files, a cast, plus one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// In element order; together they hold as many elements as the weight.
+    pub pieces: Vec<Piece>,
+    /// Type of the source's elements.
+    pub stored: Float,
+    /// Type that they are cast to, round to nearest even.
+    pub float: Float,
+    /// Whether one is added to every element, in the stored dtype, before the cast.
+    pub plus_one: bool,
+}
+
+/// A regular run of elements of a source file. Strides are in bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// The source file.
+    pub file: FileId,
+    /// Offset of the first element.
+    pub offset: u64,
+    /// Number of rows.
+    pub rows: usize,
+    /// From one row's first element to the next one's.
+    pub row_stride: usize,
+    /// Elements of a row.
+    pub cols: usize,
+    /// From one element to the next within a row; the element size but for a transpose.
+    pub col_stride: usize,
+}

@@ -1,0 +1,160 @@
+//! Dialects: everything a family of loaders wants that is not arithmetic.
+//!
+//! A dialect sees a component (one set of weights with its `config.json`) and says which tensors the
+//! view shows, from which source elements, which of them may be quantized, and what the JSON files
+//! say. It knows no bytes and no offsets.
+
+use std::{fmt::Debug, ops::Range};
+
+use serde_json::Value;
+
+use crate::{
+    quant::{Facts, Scheme},
+    tensor::{Float, TensorInfo},
+};
+
+/// One set of weights of a snapshot: the shards of one index, or the files of one stem.
+#[derive(Clone, Copy, Debug)]
+pub struct Component<'a> {
+    /// Directory below the snapshot's root: empty, or `transformer`.
+    pub dir: &'a str,
+    /// Stem of its files: `model`, `diffusion_pytorch_model`, `diffusion_pytorch_model.fp16`.
+    pub set: &'a str,
+    /// Its tensors in file order.
+    pub tensors: &'a [TensorInfo],
+    /// `config.json` of the directory.
+    pub config: Option<&'a Value>,
+    /// `generation_config.json` of the directory.
+    pub generation_config: Option<&'a Value>,
+    /// What `--dtype` asks floating tensors to be cast to; `None` leaves it to the dialect.
+    pub dtype: Option<Float>,
+}
+
+/// A regular run of elements of one source tensor, in elements: `rows` rows of `cols` elements.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Slice {
+    /// Index into [`Component::tensors`].
+    pub tensor: usize,
+    /// First element.
+    pub start: usize,
+    /// Number of rows.
+    pub rows: usize,
+    /// Elements from one row's start to the next one's.
+    pub row_stride: usize,
+    /// Elements of a row.
+    pub cols: usize,
+    /// Elements from one to the next within a row: 1 but for a transpose.
+    pub col_stride: usize,
+}
+
+/// A tensor as the view would show it dense, and where its elements come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Arranged {
+    /// Name in the view, dtype after casts, shape.
+    pub info: TensorInfo,
+    /// The elements, in order; together they fill `info.shape`.
+    pub from: Vec<Slice>,
+    /// One is added to every element, in the source's dtype (norms stored as w - 1).
+    pub plus_one: bool,
+}
+
+impl Arranged {
+    /// The module of a tensor `X.weight`: `X`.
+    #[must_use]
+    pub fn module(&self) -> Option<&str> {
+        self.info.name.strip_suffix(".weight")
+    }
+}
+
+/// What a dialect makes of a component.
+#[derive(Clone, Debug, Default)]
+pub struct Arrangement {
+    /// The tensors of the view in the order in which the reference tool walks them.
+    pub tensors: Vec<Arranged>,
+    /// Source tensors that the view does not show, with the reason.
+    pub dropped: Vec<(usize, String)>,
+    /// What the user should know (an unknown architecture, say).
+    pub warnings: Vec<String>,
+}
+
+/// What the dialect would do with a tensor under a default scheme.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Choice {
+    /// Quantize it with the default scheme.
+    Default,
+    /// Quantize it with another scheme of the same format, as the model's own predicate asks.
+    Other {
+        /// Name of the scheme: `8bit`.
+        scheme: &'static str,
+        /// Its group size.
+        group_size: usize,
+        /// What the reference tool records in `config.json` for the module.
+        entry: Value,
+    },
+    /// Show it dense, with the reason.
+    Keep(String),
+}
+
+/// A tensor of the arrangement after everything was decided.
+#[derive(Clone, Debug)]
+pub struct Decided<'a> {
+    /// The tensor.
+    pub tensor: &'a Arranged,
+    /// How it is quantized, `None` where it is dense.
+    pub facts: Option<Facts>,
+    /// Whether it is quantized other than by the view's default, and must be listed.
+    pub listed: bool,
+    /// What a [`Choice::Other`] asked to be recorded.
+    pub entry: Option<Value>,
+    /// Bytes it takes in the view, all parts together.
+    pub bytes: u64,
+    /// Shown tensors: name and the file that holds it, in the order of its parts.
+    pub shown: Vec<(String, String)>,
+}
+
+/// Names, stacks, eligibility and JSON of a family of loaders. One static instance, one file.
+pub trait Dialect: Sync + Debug {
+    /// One word for messages.
+    fn name(&self) -> &'static str;
+
+    /// The tensors of the view, from the header alone.
+    ///
+    /// # Errors
+    /// A component that the loaders could not load, with the reason.
+    fn arrange(&self, component: &Component<'_>) -> Result<Arrangement, String>;
+
+    /// What becomes of a tensor where no rule says otherwise.
+    fn choose(&self, component: &Component<'_>, tensor: &Arranged, default: &dyn Scheme) -> Choice;
+
+    /// `config.json` as the view shows it; `None` leaves the source's bytes. `default` are the
+    /// facts of the view's own scheme, `None` for a dense view.
+    fn config(&self, component: &Component<'_>, default: Option<&Facts>, decided: &[Decided<'_>]) -> Option<Vec<u8>>;
+
+    /// The index of the component's shards, `<set>.safetensors.index.json`.
+    fn index(&self, component: &Component<'_>, decided: &[Decided<'_>]) -> Vec<u8>;
+
+    /// `__metadata__` of the shards that are written anew, given the source's own.
+    fn metadata(&self, source: &[(String, String)]) -> Vec<(String, String)>;
+}
+
+impl Slice {
+    /// A whole tensor in its own order.
+    #[must_use]
+    pub fn whole(tensor: usize, info: &TensorInfo) -> Self {
+        let n = info.elements().unwrap_or(0);
+        Self { tensor, start: 0, rows: 1, row_stride: n, cols: n, col_stride: 1 }
+    }
+
+    /// Number of elements.
+    #[must_use]
+    pub fn elements(&self) -> usize {
+        self.rows * self.cols
+    }
+
+    /// A contiguous run of elements of a tensor.
+    #[must_use]
+    pub fn run(tensor: usize, elements: Range<usize>) -> Self {
+        let n = elements.len();
+        Self { tensor, start: elements.start, rows: 1, row_stride: n, cols: n, col_stride: 1 }
+    }
+}

@@ -1,0 +1,1 @@
+//! `quantization.json`: the manifest at the root of every view, in zimage.swift's schema.
