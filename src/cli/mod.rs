@@ -1,7 +1,201 @@
-//! The command line.
+//! The command line: one file a verb, and the only floor that prints, exits and reads the
+//! environment.
+//!
+//! What was typed (`args`, `options`) becomes options of the floors below; what they fail with
+//! becomes one line and an exit code: 0 done, 1 refused or failed, 2 usage.
+
+pub mod export;
+mod failure;
+pub mod formats;
+pub mod inspect;
+mod offline;
+pub mod options;
+pub mod places;
+pub mod progress;
+pub mod size;
+pub mod verify;
+
+#[cfg(feature = "fuse")]
+pub mod args;
+#[cfg(feature = "fuse")]
+mod control;
+#[cfg(feature = "fuse")]
+mod daemon;
+#[cfg(feature = "fuse")]
+mod facts;
+#[cfg(feature = "fuse")]
+mod fstab;
+#[cfg(feature = "fuse")]
+pub mod memory;
+#[cfg(feature = "fuse")]
+pub mod mount;
+#[cfg(feature = "fuse")]
+mod signals;
+#[cfg(feature = "fuse")]
+pub mod status;
+#[cfg(feature = "fuse")]
+pub mod umount;
+#[cfg(feature = "fuse")]
+pub mod warm;
+
+use std::{
+    ffi::OsString,
+    io::{self, IsTerminal, Write},
+    process::ExitCode,
+};
+
+#[cfg(feature = "fuse")]
+use clap::CommandFactory;
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+use crate::kernel;
+
+pub use failure::Failure;
+use places::caches;
+
+/// The log filter, as `tracing` reads it: `debug`, `quantfs::view=trace,warn`.
+const LOG_VARIABLE: &str = "QUANTFS_LOG";
+
+/// Mounts a full-precision model directory and shows it quantized.
+#[derive(Parser, Debug)]
+#[command(name = "quantfs", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand, Debug)]
+enum Verb {
+    #[cfg(feature = "fuse")]
+    Mount(Box<mount::Mount>),
+    #[cfg(feature = "fuse")]
+    Umount(umount::Umount),
+    #[cfg(feature = "fuse")]
+    Status(status::Status),
+    #[cfg(feature = "fuse")]
+    Warm(warm::Warm),
+    Inspect(inspect::Inspect),
+    Export(export::Export),
+    Verify(verify::Verify),
+    Formats(formats::Formats),
+}
+
+impl Verb {
+    /// Whether this process serves a mount by itself, and logs what it does.
+    fn serves(&self) -> bool {
+        match self {
+            #[cfg(feature = "fuse")]
+            Self::Mount(mount) => mount.serves(),
+            _ => false,
+        }
+    }
+}
 
 /// Runs the command that the process was started with.
 #[must_use]
-pub fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+pub fn main() -> ExitCode {
+    match run(std::env::args_os().skip(1).collect()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            if let Some(line) = failure.line() {
+                // Nobody is left to tell where standard error is closed.
+                let _nobody = writeln!(io::stderr(), "quantfs: {line}");
+            }
+            ExitCode::from(failure.code())
+        }
+    }
+}
+
+fn run(typed: Vec<OsString>) -> Result<(), Failure> {
+    let typed = spelled_out(typed)?;
+    let name = OsString::from("quantfs");
+    let cli = match Cli::try_parse_from(std::iter::once(&name).chain(&typed)) {
+        Ok(cli) => cli,
+        // clap knows how to print: help on standard output, usage errors on standard error.
+        Err(e) => e.exit(),
+    };
+    start_log(cli.verb.serves())?;
+    kernel::select().map_err(|e| Failure::usage(e.to_string()))?;
+    let out = &mut io::stdout();
+    match &cli.verb {
+        #[cfg(feature = "fuse")]
+        Verb::Mount(args) => mount::run(args, &typed, out),
+        #[cfg(feature = "fuse")]
+        Verb::Umount(args) => umount::run(args, out),
+        #[cfg(feature = "fuse")]
+        Verb::Status(args) => status::run(args, out),
+        #[cfg(feature = "fuse")]
+        Verb::Warm(args) => warm::run(args, out),
+        Verb::Inspect(args) => inspect::run(args, out),
+        Verb::Export(args) => export::run(args, out),
+        Verb::Verify(args) => verify::run(args, out),
+        Verb::Formats(args) => formats::run(args, out),
+    }?;
+    out.flush()?;
+    Ok(())
+}
+
+/// A first argument that is no verb means `mount`, as mount.fuse3 calls us; the options of `mount` in
+/// fstab's way become flags.
+#[cfg(feature = "fuse")]
+fn spelled_out(mut typed: Vec<OsString>) -> Result<Vec<OsString>, Failure> {
+    let command = Cli::command();
+    let first = typed.first().and_then(|arg| arg.to_str()).unwrap_or("-");
+    let known = first == "help" || command.get_subcommands().any(|verb| verb.get_name() == first);
+    if !known && !first.starts_with('-') && typed.len() > 1 {
+        typed.insert(0, "mount".into());
+    }
+    if typed.first().is_none_or(|verb| verb != "mount") {
+        return Ok(typed);
+    }
+    let mount = command.find_subcommand("mount");
+    fstab::expand(typed, |name| {
+        mount.is_some_and(|mount| mount.get_arguments().any(|arg| arg.get_long() == Some(name)))
+    })
+}
+
+#[cfg(not(feature = "fuse"))]
+fn spelled_out(typed: Vec<OsString>) -> Result<Vec<OsString>, Failure> {
+    Ok(typed)
+}
+
+/// Logs go to standard error: of a daemon what it does, of other verbs warnings alone.
+fn start_log(daemon: bool) -> Result<(), Failure> {
+    let filter = match std::env::var(LOG_VARIABLE) {
+        Ok(text) => EnvFilter::try_new(text).map_err(|e| Failure::usage(format!("{LOG_VARIABLE}: {e}")))?,
+        Err(_) => EnvFilter::new(if daemon { "info" } else { "warn" }),
+    };
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    builder.with_ansi(io::stderr().is_terminal()).try_init().map_err(|e| Failure::refused(e.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[cfg(feature = "fuse")]
+    fn words(args: &[&str]) -> Vec<String> {
+        let typed = args.iter().map(OsString::from).collect();
+        spelled_out(typed).unwrap().into_iter().map(|s| s.into_string().unwrap()).collect()
+    }
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[cfg(feature = "fuse")]
+    #[test]
+    fn no_verb_means_mount() {
+        assert_eq!(words(&["/m", "/mnt", "-o", "rw,spec=8bit,dev,suid"]), ["mount", "/m", "/mnt", "--spec=8bit"]);
+        assert_eq!(words(&["status"]), ["status"]);
+        assert_eq!(words(&["--help"]), ["--help"]);
+        assert_eq!(words(&["staus"]), ["staus"], "one word alone is a misspelt verb");
+        assert_eq!(words(&["warm", "x", "-o"]), ["warm", "x", "-o"]);
+    }
 }

@@ -1,1 +1,310 @@
-//! kernel
+//! The arithmetic: elements to codes and back, bit-exact with the reference libraries.
+//!
+//! Each kernel has one body (`body`), compiled several times: `scalar` at the target's
+//! baseline, which is the reference, and the rooms of each architecture under their target features. A
+//! [`Kernels`] is a table of plain function pointers; the one that the machine runs best is chosen
+//! once, at run time. The variable `QUANTFS_ISA` names another one, for bug reports.
+//!
+//! Always: quantizing, decoding and casting give the same bytes from every table, whatever the
+//! machine. A kernel takes a whole run of groups at any alignment: one indirect call for kilobytes of work.
+//!
+//! Knows no format, tensor name or file. What MLX calls its "Metal" results are emulated here from
+//! the kernels' text and were never compared with a device.
+
+mod body;
+mod scalar;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+use std::{fmt, sync::OnceLock};
+
+use crate::tensor::Float;
+
+/// The instruction sets for which there is a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Isa {
+    /// The target's baseline: the reference.
+    Scalar,
+    /// x86-64 with AVX2.
+    Avx2,
+    /// x86-64 with AVX-512 F, BW, DQ and VL.
+    Avx512,
+}
+
+impl Isa {
+    /// All of them, also those of other machines.
+    pub const ALL: [Self; 3] = [Self::Scalar, Self::Avx2, Self::Avx512];
+
+    /// As `QUANTFS_ISA` spells it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Scalar => "scalar",
+            Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
+        }
+    }
+}
+
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Which device's rounding is reproduced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Flavour {
+    /// MLX on a CPU (x86 where the C++ leaves it open).
+    Cpu,
+    /// MLX's Metal kernels, from their text.
+    Metal,
+}
+
+/// How the power of two of an MX group is chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ScaleRule {
+    /// The least one under which no element is out of range: mlx from 0.32.2 on.
+    Up,
+    /// The nearest in the logarithm: mlx up to 0.31.2.
+    Nearest,
+}
+
+/// An affine quantization: `w = code * scale + bias`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Affine {
+    /// Bits of a code: 2, 3, 4, 5, 6 or 8.
+    pub bits: u32,
+    /// Elements of a group: 32, 64 or 128.
+    pub group: usize,
+    /// The elements.
+    pub float: Float,
+    /// The scales and biases.
+    pub stored: Float,
+    /// Whose rounding.
+    pub flavour: Flavour,
+}
+
+/// The element and scale formats of a group of small floats.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum MicroCode {
+    /// e2m1 elements, an e8m0 scale for 32 of them.
+    Mxfp4,
+    /// e4m3 elements, an e8m0 scale for 32 of them.
+    Mxfp8,
+    /// e2m1 elements, an e4m3 scale for 16 of them.
+    Nvfp4,
+}
+
+impl MicroCode {
+    /// Elements of a group.
+    #[must_use]
+    pub const fn group_size(self) -> usize {
+        if matches!(self, Self::Nvfp4) { 16 } else { 32 }
+    }
+
+    /// Bits of a code.
+    #[must_use]
+    pub const fn bits(self) -> u32 {
+        if matches!(self, Self::Mxfp8) { 8 } else { 4 }
+    }
+
+    /// The largest element.
+    #[must_use]
+    pub const fn largest(self) -> f32 {
+        if matches!(self, Self::Mxfp8) { 448.0 } else { 6.0 }
+    }
+}
+
+/// A quantization to groups of small floats.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Micro {
+    /// Which one.
+    pub code: MicroCode,
+    /// The elements.
+    pub float: Float,
+    /// What they are cast to first, exactly: the dtype in which the CPU flavour computes.
+    pub computed: Float,
+    /// Whose rounding.
+    pub flavour: Flavour,
+    /// How an MX scale is chosen; nvfp4 takes no notice.
+    pub rule: ScaleRule,
+}
+
+/// A cast of elements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Cast {
+    /// The elements as they are.
+    pub from: Float,
+    /// What they become, half to even.
+    pub to: Float,
+    /// Whether one is added first, in the dtype `from`.
+    pub plus_one: bool,
+}
+
+type QuantizeAffine = fn(&Affine, &[u8], &mut [u8], &mut [u8], &mut [u8]);
+type DequantizeAffine = fn(&Affine, &[u8], &[u8], &[u8], &mut [f32]);
+type QuantizeMicro = fn(&Micro, &[u8], &mut [u8], &mut [u8]);
+type DequantizeMicro = fn(&Micro, &[u8], &[u8], &mut [f32]);
+type CastRun = fn(&Cast, &[u8], &mut [u8]);
+type Count = fn(Float, &[u8]) -> usize;
+
+/// The kernels of one instruction set.
+#[derive(Debug)]
+pub struct Kernels {
+    isa: Isa,
+    quantize_affine: QuantizeAffine,
+    dequantize_affine: DequantizeAffine,
+    quantize_micro: QuantizeMicro,
+    dequantize_micro: DequantizeMicro,
+    cast: CastRun,
+    not_finite: Count,
+}
+
+impl Kernels {
+    /// What the table was compiled for.
+    #[must_use]
+    pub const fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// Quantizes a run of whole groups: elements in; packed codes, scales and biases out.
+    ///
+    /// # Panics
+    /// If the job is none of those that [`Affine`] lists, or the lengths do not fit together.
+    pub fn quantize_affine(&self, job: &Affine, src: &[u8], codes: &mut [u8], scales: &mut [u8], biases: &mut [u8]) {
+        let elements = check_elements(src.len(), job.float);
+        check_affine(job, elements, codes.len(), scales.len(), biases.len());
+        (self.quantize_affine)(job, src, codes, scales, biases);
+    }
+
+    /// The values of a run of whole groups, computed in the stored dtype.
+    ///
+    /// # Panics
+    /// As [`quantize_affine`](Self::quantize_affine).
+    pub fn dequantize_affine(&self, job: &Affine, codes: &[u8], scales: &[u8], biases: &[u8], out: &mut [f32]) {
+        check_affine(job, out.len(), codes.len(), scales.len(), biases.len());
+        (self.dequantize_affine)(job, codes, scales, biases, out);
+    }
+
+    /// Quantizes a run of whole groups: elements in; packed codes and scale bytes out.
+    ///
+    /// # Panics
+    /// If the lengths do not fit together.
+    pub fn quantize_micro(&self, job: &Micro, src: &[u8], codes: &mut [u8], scales: &mut [u8]) {
+        let elements = check_elements(src.len(), job.float);
+        check_micro(job, elements, codes.len(), scales.len());
+        (self.quantize_micro)(job, src, codes, scales);
+    }
+
+    /// The values of a run of whole groups.
+    ///
+    /// # Panics
+    /// As [`quantize_micro`](Self::quantize_micro).
+    pub fn dequantize_micro(&self, job: &Micro, codes: &[u8], scales: &[u8], out: &mut [f32]) {
+        check_micro(job, out.len(), codes.len(), scales.len());
+        (self.dequantize_micro)(job, codes, scales, out);
+    }
+
+    /// Casts a run of elements.
+    ///
+    /// # Panics
+    /// If `out` does not hold as many elements as `src`.
+    pub fn cast(&self, job: &Cast, src: &[u8], out: &mut [u8]) {
+        let elements = check_elements(src.len(), job.from);
+        assert_eq!(elements * job.to.size(), out.len(), "room for {elements} elements of {}", job.to.name());
+        (self.cast)(job, src, out);
+    }
+
+    /// How many elements of a run are NaN or infinite.
+    #[must_use]
+    pub fn not_finite(&self, float: Float, src: &[u8]) -> usize {
+        (self.not_finite)(float, src)
+    }
+}
+
+fn check_elements(bytes: usize, float: Float) -> usize {
+    assert!(bytes.is_multiple_of(float.size()), "{bytes} bytes are no whole elements of {}", float.name());
+    bytes / float.size()
+}
+
+fn check_affine(job: &Affine, elements: usize, codes: usize, scales: usize, biases: usize) {
+    assert!(matches!(job.bits, 2..=6 | 8) && matches!(job.group, 32 | 64 | 128), "no such affine code: {job:?}");
+    assert!(elements.is_multiple_of(job.group), "{elements} elements are no whole groups of {}", job.group);
+    let parameters = elements / job.group * job.stored.size();
+    assert_eq!((codes, scales, biases), (elements / 8 * job.bits as usize, parameters, parameters), "{job:?}");
+}
+
+fn check_micro(job: &Micro, elements: usize, codes: usize, scales: usize) {
+    let group = job.code.group_size();
+    assert!(elements.is_multiple_of(group), "{elements} elements are no whole groups of {group}");
+    assert_eq!((codes, scales), (elements / 8 * job.code.bits() as usize, elements / group), "{job:?}");
+}
+
+/// An instruction set that `QUANTFS_ISA` names and this machine has not.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("QUANTFS_ISA={wanted}: this machine has {available}; name one of these or unset the variable")]
+pub struct UnknownIsa {
+    wanted: String,
+    available: String,
+}
+
+/// The tables that this machine can run, the reference first, the best last.
+#[must_use]
+pub fn available() -> Vec<&'static Kernels> {
+    #[cfg(target_arch = "x86_64")]
+    let more = x86::available();
+    #[cfg(not(target_arch = "x86_64"))]
+    let more = vec![];
+    std::iter::once(&scalar::KERNELS).chain(more).collect()
+}
+
+/// The table that `QUANTFS_ISA` names, or the best one where it is unset. Programs call this at
+/// start, to refuse a name that means nothing; [`kernels`] then gives the same table.
+///
+/// # Errors
+/// An unknown instruction set, or one that this machine has not.
+pub fn select() -> Result<&'static Kernels, UnknownIsa> {
+    choose(std::env::var_os("QUANTFS_ISA").map(|v| v.to_string_lossy().into_owned()).as_deref())
+}
+
+fn choose(wanted: Option<&str>) -> Result<&'static Kernels, UnknownIsa> {
+    let tables = available();
+    let found = match wanted {
+        None => tables.last(),
+        Some(name) => tables.iter().find(|k| k.isa.name() == name),
+    };
+    found.copied().ok_or_else(|| UnknownIsa {
+        wanted: wanted.unwrap_or_default().to_owned(),
+        available: tables.iter().map(|k| k.isa.name()).collect::<Vec<_>>().join(", "),
+    })
+}
+
+/// The table in use: [`select`]'s, looked up once. Where that fails, the best table, with a warning
+/// in the log: the bytes are the same.
+#[must_use]
+pub fn kernels() -> &'static Kernels {
+    static CHOSEN: OnceLock<&'static Kernels> = OnceLock::new();
+    CHOSEN.get_or_init(|| {
+        select().unwrap_or_else(|error| {
+            tracing::warn!("{error}; using the best");
+            choose(None).unwrap_or(&scalar::KERNELS)
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_is_chosen_by_name_or_refused() {
+        assert_eq!(choose(Some("scalar")).map(Kernels::isa), Ok(Isa::Scalar));
+        assert_eq!(choose(None).map(Kernels::isa).ok(), available().last().map(|k| k.isa()));
+        for wrong in ["", "AVX2", "sse9"] {
+            let Err(error) = choose(Some(wrong)) else { panic!("{wrong:?} was taken for a table") };
+            assert!(error.to_string().contains(&format!("QUANTFS_ISA={wrong}:")), "{error}");
+            assert!(error.to_string().contains("scalar"), "{error}");
+        }
+    }
+}

@@ -5,21 +5,103 @@
 //!
 //! Knows sources and formats; knows no cache, no FUSE, and reads nothing but headers and JSON.
 
+mod build;
+mod decide;
+mod error;
+mod layout;
+mod origin;
+mod report;
+mod rules;
+mod snapshot;
+mod spec;
+
 use std::{sync::Arc, time::SystemTime};
 
 use crate::{
     quant::{Banding, Part, Scheme, Weight},
-    source::FileId,
+    source::{FileId, Source},
     tensor::Float,
 };
 
-/// A view, laid out.
+pub use build::build;
+pub use error::Error;
+pub use report::{Row, Totals};
+pub use rules::Rule;
+pub use spec::{Parts, Spec};
+
+/// What is asked of a view.
 #[derive(Clone, Debug)]
+pub struct Options {
+    /// What weights become.
+    pub spec: Spec,
+    /// Exceptions, the first match wins.
+    pub rules: Vec<Rule>,
+    /// What floating tensors are cast to first; `None` does as the format's reference tool.
+    pub dtype: Option<Float>,
+    /// Bytes of a shard where the set is laid out afresh; `None` mirrors the source's files.
+    pub shard_size: Option<u64>,
+    /// Globs of full-precision twins that are shown all the same.
+    pub show: Vec<String>,
+}
+
+impl Options {
+    /// A spec and nothing else.
+    #[must_use]
+    pub fn new(spec: Spec) -> Self {
+        Self { spec, rules: vec![], dtype: None, shard_size: None, show: vec![] }
+    }
+
+    /// As the flags of the command line would say it, without what is left at its default.
+    #[must_use]
+    pub fn to_json(&self) -> serde_json::Value {
+        let mut json = serde_json::json!({ "spec": self.spec.to_string() });
+        if !self.rules.is_empty() {
+            json["rules"] = self.rules.iter().map(|r| r.text.as_str()).collect();
+        }
+        if let Some(dtype) = self.dtype {
+            json["dtype"] = dtype.name().into();
+        }
+        if let Some(size) = self.shard_size {
+            json["shard_size"] = size.to_string().into();
+        }
+        if !self.show.is_empty() {
+            json["show"] = self.show.clone().into();
+        }
+        json
+    }
+}
+
+/// A view, laid out.
+#[derive(Clone, Debug, Default)]
 pub struct Plan {
+    /// Canonical spelling of the view's spec.
+    pub spec: String,
+    /// What the source is called.
+    pub source: String,
+    /// What becomes of each tensor, and why.
+    pub rows: Vec<Row>,
+    /// What the user should know before relying on the view.
+    pub warnings: Vec<String>,
+    /// Full-precision twins that are not shown.
+    pub hidden: Vec<String>,
     /// Regular files, sorted by path. Directories are the prefixes of their paths.
     pub files: Vec<File>,
     /// What the extents of kind [`Content::Part`] refer to.
     pub weights: Vec<Planned>,
+}
+
+impl Plan {
+    fn new(source: &dyn Source, options: &Options) -> Self {
+        Self {
+            spec: options.spec.to_string(),
+            source: source.name().to_owned(),
+            rows: vec![],
+            warnings: vec![],
+            hidden: vec![],
+            files: vec![],
+            weights: vec![],
+        }
+    }
 }
 
 /// One file of a view.

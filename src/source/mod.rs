@@ -7,7 +7,14 @@
 //!
 //! Knows no format, no plan and no FUSE. Reads no environment: it is told where caches lie.
 
-use std::{fmt::Debug, ops::Range, os::fd::OwnedFd, time::SystemTime};
+mod confine;
+mod hub;
+mod local;
+
+use std::{fmt::Debug, ops::Range, os::fd::OwnedFd, path::Path, time::SystemTime};
+
+pub use hub::Caches;
+pub use local::LocalDir;
 
 /// Index of a file in [`Source::entries`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -147,5 +154,37 @@ pub trait Source: Send + Sync + Debug {
     /// The range will not be read again soon.
     fn release(&self, id: FileId, range: Range<u64>) {
         let _ = (id, range);
+    }
+}
+
+/// Opens what a user names: a path that exists, or else `org/name[@revision]` in one of the caches.
+///
+/// # Errors
+/// Where nothing of that name is found, what was looked for and where; otherwise [`LocalDir::open`]'s.
+pub fn open(what: &str, caches: &Caches) -> Result<Box<dyn Source>, Error> {
+    if Path::new(what).exists() || hub::is_path(what) {
+        return Ok(Box::new(LocalDir::open(Path::new(what))?));
+    }
+    let found = hub::find(what, caches)?;
+    Ok(Box::new(LocalDir::open(&found.dir)?.named(found.name, Some((found.repo, found.commit)))))
+}
+
+impl Error {
+    /// The error of a call on `path` outside of reads.
+    fn of(path: impl Into<String>, error: impl Into<std::io::Error>) -> Self {
+        Self::at(path, 0, error.into())
+    }
+
+    fn at(path: impl Into<String>, offset: u64, source: std::io::Error) -> Self {
+        let path = path.into();
+        match source.kind() {
+            std::io::ErrorKind::NotFound => Self::NotFound { path },
+            std::io::ErrorKind::PermissionDenied => Self::Denied { path },
+            _ => Self::Io { path, offset, source },
+        }
+    }
+
+    fn refused(path: impl Into<String>, why: impl Into<String>) -> Self {
+        Self::Refused { path: path.into(), why: why.into() }
     }
 }

@@ -1,1 +1,75 @@
-//! view
+//! A view: an immutable tree of files whose bytes are made when they are read.
+//!
+//! What always holds: the bytes of a read are those of the fully materialized file, or the read
+//! fails; a tile is encoded once however many ask; no thread waits for another's tile; every read
+//! is answered within the deadline; no lock is held during I/O, encoding or an answer; cache, tiles
+//! in the making and replies stay within one budget ([`Options::cache_bytes`] and 64 MiB).
+//!
+//! A [`View`] is a plan with its source; an [`Engine`] is what the views of a process share. Knows
+//! no FUSE: inode numbers, time-outs of names and replies belong to who mounts it.
+
+mod ahead;
+mod counters;
+mod deadline;
+mod encode;
+mod engine;
+mod error;
+mod gather;
+mod pool;
+mod read;
+mod segment;
+pub mod tree;
+
+use std::sync::Arc;
+
+use crate::{plan::Plan, source::Source};
+
+pub use ahead::Access;
+pub use counters::Snapshot;
+pub use engine::{Engine, Options, SourceCache};
+pub use error::{Place, ReadError};
+pub use read::Done;
+pub use tree::{Node, Tree};
+
+/// One plan, served.
+#[derive(Debug)]
+pub struct View {
+    plan: Arc<Plan>,
+    source: Arc<dyn Source>,
+    tree: Tree,
+    engine: Arc<Engine>,
+    ahead: ahead::Ahead,
+}
+
+impl View {
+    /// A view of `plan`, which was made from `source`. Reads nothing.
+    #[must_use]
+    pub fn new(plan: Arc<Plan>, source: Arc<dyn Source>, engine: Arc<Engine>) -> Arc<Self> {
+        let tree = Tree::new(&plan.files);
+        Arc::new(Self { plan, source, tree, engine, ahead: ahead::Ahead::default() })
+    }
+
+    /// What it shows.
+    #[must_use]
+    pub fn plan(&self) -> &Arc<Plan> {
+        &self.plan
+    }
+
+    /// Where its weights come from.
+    #[must_use]
+    pub fn source(&self) -> &Arc<dyn Source> {
+        &self.source
+    }
+
+    /// Its directories.
+    #[must_use]
+    pub fn tree(&self) -> &Tree {
+        &self.tree
+    }
+
+    /// What it shares with other views.
+    #[must_use]
+    pub fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+}

@@ -1,2 +1,21 @@
 //! Integration tests, one binary: a module for each subject.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+mod cache;
+#[path = "../common/mod.rs"]
+mod common;
+mod containers;
+#[cfg(all(feature = "cli", feature = "fuse"))]
+mod daemon;
+mod dialects;
+mod formats;
+mod golden;
+mod hostile;
+mod kernels;
+#[cfg(feature = "fuse")]
+mod mount;
+mod plan;
+#[cfg(feature = "cli")]
+mod readme;
+mod reads;
+mod sources;

@@ -4,6 +4,12 @@
 //! view shows, from which source elements, which of them may be quantized, and what the JSON files
 //! say. It knows no bytes and no offsets.
 
+pub mod mirror;
+pub mod mlx;
+pub mod zimage;
+
+mod index;
+
 use std::{fmt::Debug, ops::Range};
 
 use serde_json::Value;
@@ -134,7 +140,7 @@ pub trait Dialect: Sync + Debug {
     fn index(&self, component: &Component<'_>, decided: &[Decided<'_>]) -> Vec<u8>;
 
     /// `__metadata__` of the shards that are written anew, given the source's own.
-    fn metadata(&self, source: &[(String, String)]) -> Vec<(String, String)>;
+    fn metadata(&self, component: &Component<'_>, source: &[(String, String)]) -> Vec<(String, String)>;
 }
 
 impl Slice {

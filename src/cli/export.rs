@@ -1,0 +1,60 @@
+//! `quantfs export`: the view written to disk.
+
+use std::{io::Write, path::PathBuf};
+
+use clap::Args;
+
+use crate::{
+    bulk,
+    cli::{Failure, caches, offline, options::ViewArgs, progress::Bar, size},
+};
+
+/// Write a view to disk: in parallel, atomic per file; the same command goes on where a killed one stopped
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Examples:\n  quantfs export ~/models/Some-Llama ./Some-Llama-4bit --bits 4\n  quantfs export org/name ./out --spec mlx-mxfp4 --shard-size 5GB"
+)]
+pub struct Export {
+    /// A model directory, a repo id of the Hugging Face cache, or a .safetensors file
+    pub source: String,
+    /// A directory that is new, empty, or holds an unfinished export of the same view
+    pub dir: PathBuf,
+    #[command(flatten)]
+    view: ViewArgs,
+    /// Worker threads [default: one for each core]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Runs the verb.
+///
+/// # Errors
+/// What keeps the view from being planned, read or written.
+pub fn run(args: &Export, out: &mut dyn Write) -> Result<(), Failure> {
+    let view = offline::view(&args.source, &args.view.options()?, &caches(), args.threads)?;
+    let started = std::time::Instant::now();
+    let bar = Bar::new("export");
+    let written = bulk::export(&view, &args.dir, &bar)?;
+    bar.finish();
+    let seconds = started.elapsed().as_secs_f64();
+    let plan = view.plan();
+    if args.json {
+        let facts = serde_json::json!({
+            "spec": plan.spec, "source": plan.source, "dir": args.dir, "files": plan.files.len(), "bytes_written": written, "seconds": seconds,
+        });
+        writeln!(out, "{facts}")?;
+    } else {
+        let dir = args.dir.display();
+        writeln!(
+            out,
+            "{dir}: {} files, {} written in {seconds:.1} s, {}",
+            plan.files.len(),
+            size::render(written),
+            plan.spec
+        )?;
+    }
+    Ok(())
+}

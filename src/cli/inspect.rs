@@ -1,0 +1,128 @@
+//! `quantfs inspect`: the plan as a table, without reading a weight.
+
+use std::{collections::BTreeMap, io::Write};
+
+use clap::Args;
+
+use crate::{
+    cli::{Failure, caches, options::ViewArgs, size},
+    plan::{self, Plan, Row},
+    source,
+};
+
+/// Print what a view would show: per tensor what becomes of it and why, bytes before and after
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Examples:\n  quantfs inspect ~/models/Some-Llama --bits 4\n  quantfs inspect org/name --spec mlx-mxfp4 --all\n  quantfs inspect . --json | jq .totals"
+)]
+pub struct Inspect {
+    /// A model directory, a repo id of the Hugging Face cache, or a .safetensors file
+    pub path: String,
+    #[command(flatten)]
+    view: ViewArgs,
+    /// One line for each tensor; otherwise tensors that differ in a number alone share a line
+    #[arg(long)]
+    pub all: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Runs the verb.
+///
+/// # Errors
+/// What keeps the view from being planned.
+pub fn run(args: &Inspect, out: &mut dyn Write) -> Result<(), Failure> {
+    let options = args.view.options()?;
+    let source = source::open(&args.path, &caches())?;
+    let plan = plan::build(source.as_ref(), &options)?;
+    if args.json {
+        writeln!(out, "{:#}", plan.to_json())?;
+        return Ok(());
+    }
+    table(&plan, args.all, out)?;
+    Ok(())
+}
+
+fn table(plan: &Plan, all: bool, out: &mut dyn Write) -> std::io::Result<()> {
+    writeln!(out, "{} as {}", plan.source, plan.spec)?;
+    let mut lines = vec![["tensor", "shape", "dtype", "becomes", "bits", "before", "after", "why"].map(str::to_owned)];
+    for (name, rows) in grouped(&plan.rows, all) {
+        lines.push(line(&name, &rows));
+    }
+    print_aligned(&lines, out)?;
+    let t = plan.totals();
+    writeln!(
+        out,
+        "{} tensors quantized, {} dense, {} dropped; {} -> {}, {:.3} bits per weight",
+        t.quantized,
+        t.dense,
+        t.dropped,
+        size::render(t.bytes_before),
+        size::render(t.bytes_after),
+        t.bits_per_weight
+    )?;
+    if !plan.hidden.is_empty() {
+        writeln!(out, "hidden twins: {} (--show PATTERN shows them)", plan.hidden.join(", "))?;
+    }
+    for warning in &plan.warnings {
+        writeln!(out, "warning: {warning}")?;
+    }
+    Ok(())
+}
+
+/// Rows that agree in all but the numbers of their names, in order of first appearance.
+fn grouped(rows: &[Row], all: bool) -> Vec<(String, Vec<&Row>)> {
+    let mut groups: Vec<(String, Vec<&Row>)> = vec![];
+    let mut places: BTreeMap<String, usize> = BTreeMap::new();
+    for row in rows {
+        let name = if row.component.is_empty() { row.name.clone() } else { format!("{}/{}", row.component, row.name) };
+        let shown = if all { name } else { numberless(&name) };
+        let key = if all {
+            shown.clone()
+        } else {
+            format!("{shown} {:?} {} {} {}", row.shape, row.dtype, row.becomes, row.why)
+        };
+        let place = *places.entry(key).or_insert(groups.len());
+        if place == groups.len() {
+            groups.push((shown, vec![]));
+        }
+        groups[place].1.push(row);
+    }
+    groups
+}
+
+/// `model.layers.17.mlp` becomes `model.layers.#.mlp`.
+fn numberless(name: &str) -> String {
+    let part =
+        |p: &str| if !p.is_empty() && p.bytes().all(|b| b.is_ascii_digit()) { "#".to_owned() } else { p.to_owned() };
+    name.split('.').map(part).collect::<Vec<_>>().join(".")
+}
+
+fn line(name: &str, rows: &[&Row]) -> [String; 8] {
+    let first = rows[0];
+    let sum = |of: fn(&Row) -> u64| size::render(rows.iter().map(|r| of(r)).sum());
+    let times = if rows.len() > 1 { format!(" x{}", rows.len()) } else { String::new() };
+    let shape = first.shape.iter().map(ToString::to_string).collect::<Vec<_>>().join("x");
+    let bits = if first.becomes == "dropped" { String::new() } else { format!("{:.2}", first.bits_per_weight()) };
+    [
+        format!("{name}{times}"),
+        shape,
+        first.dtype.to_string(),
+        first.becomes.clone(),
+        bits,
+        sum(|r| r.bytes_before),
+        sum(|r| r.bytes_after),
+        first.why.clone(),
+    ]
+}
+
+/// Columns as wide as their widest cell.
+pub(super) fn print_aligned<const N: usize>(lines: &[[String; N]], out: &mut dyn Write) -> std::io::Result<()> {
+    let widths: Vec<usize> = (0..N).map(|i| lines.iter().map(|l| l[i].chars().count()).max().unwrap_or(0)).collect();
+    for cells in lines {
+        let padded: Vec<String> = cells.iter().zip(&widths).map(|(c, w)| format!("{c:<w$}")).collect();
+        writeln!(out, "{}", padded.join("  ").trim_end())?;
+    }
+    Ok(())
+}

@@ -1,0 +1,32 @@
+//! A view without a mount, for the verbs that read all of it.
+
+use std::sync::Arc;
+
+use crate::{
+    cli::Failure,
+    plan::{self, Options},
+    source,
+    view::{Engine, View},
+};
+
+/// Cache of a run that reads everything once: room for the scales of the largest weights.
+const CACHE: usize = 256 << 20;
+
+/// Plans the view of a source and makes it readable.
+///
+/// # Errors
+/// What keeps the view from being planned.
+pub(super) fn view(
+    name: &str,
+    options: &Options,
+    caches: &source::Caches,
+    threads: Option<usize>,
+) -> Result<Arc<View>, Failure> {
+    let source: Arc<dyn source::Source> = source::open(name, caches)?.into();
+    let plan = plan::build(source.as_ref(), options)?;
+    let mut engine = crate::view::Options { cache_bytes: CACHE, ..Default::default() };
+    if let Some(threads) = threads {
+        engine.threads = threads;
+    }
+    Ok(View::new(Arc::new(plan), source, Engine::new(engine)?))
+}

@@ -1,0 +1,85 @@
+//! `quantfs status`: the live mounts, from the mount table and their daemons' own words.
+
+use std::{io::Write, path::PathBuf};
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use crate::{
+    cli::{
+        Failure,
+        control::{self, Request},
+        inspect::print_aligned,
+        size,
+    },
+    fuse::{self, mountinfo},
+};
+
+/// Show mounts: what they show, how often tiles are found ready, speed, memory, errors
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:\n  quantfs status\n  quantfs status /mnt/q4 --json | jq .counters")]
+pub struct Status {
+    /// One mount; all where none is named
+    pub mountpoint: Option<PathBuf>,
+    /// Print JSON: an object for one mount, a list for all
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Runs the verb.
+///
+/// # Errors
+/// A path that is no mount of ours.
+pub fn run(args: &Status, out: &mut dyn Write) -> Result<(), Failure> {
+    let entries = match &args.mountpoint {
+        Some(path) => vec![fuse::find(path)?],
+        None => mountinfo::read()?.into_iter().filter(mountinfo::Entry::is_ours).collect(),
+    };
+    let mut found: Vec<Value> = entries.iter().map(status_of).collect();
+    if args.json {
+        let shown = if args.mountpoint.is_some() { found.remove(0) } else { Value::from(found) };
+        writeln!(out, "{shown:#}")?;
+    } else if found.is_empty() {
+        writeln!(out, "no quantfs mounts")?;
+    } else {
+        let head = ["mounted on", "source", "spec", "open", "hits", "encode", "memory", "errors", "NaN/inf", "state"];
+        let rows: Vec<_> = std::iter::once(head.map(str::to_owned)).chain(found.iter().map(row)).collect();
+        print_aligned(&rows, out)?;
+    }
+    Ok(())
+}
+
+/// What the daemon says, or what is known without it.
+fn status_of(entry: &mountinfo::Entry) -> Value {
+    let (state, mut status) = match control::ask(entry.device, Request::Status) {
+        Ok(status) => ("live", status),
+        // Nobody is asked through the mount who is not known to be dead: a stuck daemon would hold us.
+        Err(e) if e.kind() == std::io::ErrorKind::ConnectionRefused => ("dead", json!({})),
+        Err(_) => ("no answer", json!({})),
+    };
+    if status["mountpoint"].is_null() {
+        status["mountpoint"] = entry.path.display().to_string().into();
+        status["source"] = entry.source.strip_prefix("quantfs:").unwrap_or(&entry.source).into();
+    }
+    status["state"] = state.into();
+    status
+}
+
+fn row(status: &Value) -> [String; 10] {
+    let text = |key: &str| status[key].as_str().unwrap_or("-").to_owned();
+    let number = |value: &Value| value.as_u64().map_or_else(|| "-".to_owned(), |n| n.to_string());
+    let share = |value: &Value| value.as_f64().map_or_else(|| "-".to_owned(), |x| format!("{:.1}%", x * 100.0));
+    let speed = |value: &Value| value.as_f64().map_or_else(|| "-".to_owned(), |x| format!("{x:.2} GB/s"));
+    [
+        text("mountpoint"),
+        text("source"),
+        text("spec"),
+        number(&status["open_files"]),
+        share(&status["hit_rate"]),
+        speed(&status["encode_gb_per_second"]),
+        status["resident_bytes"].as_u64().map_or_else(|| "-".to_owned(), size::render),
+        number(&status["counters"]["errors"]),
+        number(&status["counters"]["not_finite"]),
+        text("state"),
+    ]
+}

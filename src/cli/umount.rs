@@ -1,0 +1,120 @@
+//! `quantfs umount`: mounts taken down, dead ones too.
+
+use std::{
+    io::Write,
+    os::fd::OwnedFd,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use clap::Args;
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{Pid, PidfdFlags, pidfd_open},
+};
+
+use crate::{
+    cli::{
+        Failure,
+        control::{self, Request},
+    },
+    fuse::{self, Force, Place, mountinfo},
+};
+
+/// How long a daemon that has no readers may take to end.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Between two looks at a daemon.
+const STEP: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+
+/// Take mounts down; files that are open work until they are closed
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:\n  quantfs umount /mnt/q4\n  quantfs umount --all")]
+pub struct Umount {
+    /// Where they are mounted
+    #[arg(required_unless_present = "all")]
+    pub mountpoints: Vec<PathBuf>,
+    /// All quantfs mounts of this user
+    #[arg(long, conflicts_with = "mountpoints")]
+    pub all: bool,
+    /// End their readers: whoever reads gets errors
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// Runs the verb: every mount is tried, the first failure is told.
+///
+/// # Errors
+/// A path that is no mount of ours, or a mount that cannot be taken down.
+pub fn run(args: &Umount, out: &mut dyn Write) -> Result<(), Failure> {
+    let entries: Vec<Result<mountinfo::Entry, Failure>> = if args.all {
+        all()?.into_iter().map(Ok).collect()
+    } else {
+        args.mountpoints.iter().map(|path| Ok(fuse::find(path)?)).collect()
+    };
+    let mut failed = None;
+    for entry in entries {
+        if let Err(failure) = entry.and_then(|entry| take_down(&entry, args.force, out)) {
+            failed = failed.or(Some(failure));
+        }
+    }
+    failed.map_or(Ok(()), Err)
+}
+
+/// The mounts of this user, the latest first: they may lie in each other.
+fn all() -> Result<Vec<mountinfo::Entry>, Failure> {
+    let me = rustix::process::getuid();
+    let mut ours = mountinfo::read()?;
+    ours.retain(|entry| entry.is_ours() && (me.is_root() || entry.user == Some(me.as_raw())));
+    ours.reverse();
+    Ok(ours)
+}
+
+fn take_down(entry: &mountinfo::Entry, force: bool, out: &mut dyn Write) -> Result<(), Failure> {
+    let place = Place { path: entry.path.clone(), device: Some(entry.device) };
+    let daemon = Daemon::of(entry.device);
+    if force
+        && let Some(daemon) = &daemon
+        && control::ask(entry.device, Request::Unmount { force }).is_ok()
+    {
+        daemon.wait();
+    }
+    fuse::unmount(&place, if force { Force::Yes } else { Force::No })?;
+    if let Some(open) = daemon.and_then(|daemon| daemon.wait()) {
+        let at = entry.path.display();
+        writeln!(out, "{at}: unmounted; files still open: {open}; the daemon ends when they are closed")?;
+    }
+    Ok(())
+}
+
+/// A daemon, to wait for. Held by descriptor, since its number may soon be another's.
+struct Daemon {
+    device: (u32, u32),
+    process: OwnedFd,
+}
+
+impl Daemon {
+    fn of(device: (u32, u32)) -> Option<Self> {
+        let status = control::ask(device, Request::Status).ok()?;
+        let pid = Pid::from_raw(i32::try_from(status["pid"].as_i64()?).ok()?)?;
+        let process = pidfd_open(pid, PidfdFlags::empty()).ok()?;
+        Some(Self { device, process })
+    }
+
+    /// Waits for its end; where it stays because of its readers, the number of files they have open.
+    fn wait(&self) -> Option<u64> {
+        let started = Instant::now();
+        while started.elapsed() < PATIENCE {
+            let mut end = [PollFd::new(&self.process, PollFlags::IN)];
+            if poll(&mut end, Some(&STEP)).is_ok_and(|ended| ended > 0) {
+                return None;
+            }
+            let status = control::ask(self.device, Request::Status).ok();
+            let open = status.and_then(|status| status["open_files"].as_u64()).filter(|open| *open > 0);
+            if open.is_some() {
+                return open;
+            }
+        }
+        None
+    }
+}

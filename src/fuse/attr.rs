@@ -1,0 +1,91 @@
+//! Attributes: what `stat` says of a node of the view.
+
+use std::time::SystemTime;
+
+use fuser::{FileAttr, FileType, INodeNo};
+
+use super::inode::Inode;
+
+/// What `cp` and `cat` take as the best size of a read: one request of the kernel.
+const BLOCK_LEN: u32 = 1 << 20;
+
+/// Size of the blocks that `stat` counts, whatever the block size is.
+const STAT_BLOCK: u64 = 512;
+
+/// Who owns what is shown, and which permissions are taken away.
+#[derive(Clone, Copy, Debug)]
+pub struct Owner {
+    /// User of every file.
+    pub uid: u32,
+    /// Group of every file.
+    pub gid: u32,
+    /// Bits that are taken from 0444 and 0555.
+    pub umask: u16,
+}
+
+/// A directory or a file, as far as its attributes go.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Shape {
+    /// With so many subdirectories.
+    Directory { directories: u32 },
+    /// With so many bytes.
+    File { len: u64 },
+}
+
+impl Shape {
+    pub(super) fn kind(self) -> FileType {
+        match self {
+            Self::Directory { .. } => FileType::Directory,
+            Self::File { .. } => FileType::RegularFile,
+        }
+    }
+}
+
+impl Owner {
+    pub(super) fn attr(&self, inode: Inode, shape: Shape, modified: SystemTime) -> FileAttr {
+        let (perm, nlink, size) = match shape {
+            Shape::Directory { directories } => (0o555, directories.saturating_add(2), 0),
+            Shape::File { len } => (0o444, 1, len),
+        };
+        FileAttr {
+            ino: inode.number(),
+            size,
+            blocks: size.div_ceil(STAT_BLOCK),
+            atime: modified,
+            mtime: modified,
+            ctime: modified,
+            crtime: modified,
+            kind: shape.kind(),
+            perm: perm & !self.umask,
+            nlink,
+            uid: self.uid,
+            gid: self.gid,
+            rdev: 0,
+            blksize: BLOCK_LEN,
+            flags: 0,
+        }
+    }
+
+    /// The answer that a name is absent, in a form that the kernel remembers: an entry without an
+    /// inode.
+    pub(super) fn absent(&self) -> FileAttr {
+        let nothing = self.attr(Inode::Root, Shape::File { len: 0 }, SystemTime::UNIX_EPOCH);
+        FileAttr { ino: INodeNo(0), ..nothing }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_permissions() {
+        let owner = Owner { uid: 7, gid: 8, umask: 0o077 };
+        let file = owner.attr(Inode::node(0, 5), Shape::File { len: 513 }, SystemTime::UNIX_EPOCH);
+        assert_eq!((file.size, file.blocks, file.perm, file.nlink), (513, 2, 0o400, 1));
+        assert_eq!((file.uid, file.gid), (7, 8));
+        let dir = owner.attr(Inode::Root, Shape::Directory { directories: 3 }, SystemTime::UNIX_EPOCH);
+        assert_eq!((dir.perm, dir.nlink, dir.ino), (0o500, 5, INodeNo::ROOT));
+        assert_eq!(owner.absent().ino, INodeNo(0));
+    }
+}

@@ -1,0 +1,204 @@
+//! MLX's affine quantization: `w = code * scale + bias` for groups of 32, 64 or 128 elements.
+//!
+//! The arithmetic of `mlx/backend/cpu/quantized.cpp` and, as [`Flavour::Metal`], of the kernel text
+//! `metal/kernels/quantized.h`. Everything is f32; codes come from the scale and bias before these
+//! are rounded to the stored dtype. The edge rule: the group's edge of larger magnitude is a multiple
+//! of the scale, so that it and zero are represented exactly.
+//!
+//! NaN elements are passed over by minimum and maximum and get code 0. Where infinities make the
+//! scale NaN, its sign is that of x86's own NaN (MLX's CPU arithmetic runs there): negative, but
+//! positive where maximum and minimum are the same infinity.
+
+use crate::{
+    kernel::{Affine, Flavour},
+    tensor::Float,
+};
+
+use super::{
+    BLOCK, ROUNDER, larger, narrow,
+    pack::{pack, unpack},
+    round_to, smaller, widen,
+};
+
+/// Groups of a block at most.
+const GROUPS: usize = BLOCK / 32;
+/// Lanes of the reductions: one 512-bit register.
+const LANES: usize = 16;
+/// Smallest scale of a group, from the reference.
+const EPSILON: f32 = 1e-7;
+
+/// A scale and a bias for every group of a block.
+struct Fits {
+    scale: [f32; GROUPS],
+    bias: [f32; GROUPS],
+}
+
+#[inline(always)]
+pub(in crate::kernel) fn quantize(job: &Affine, src: &[u8], codes: &mut [u8], scales: &mut [u8], biases: &mut [u8]) {
+    let mut values = [0f32; BLOCK];
+    let mut coded = [0u8; BLOCK];
+    let mut fits = Fits { scale: [0.0; GROUPS], bias: [0.0; GROUPS] };
+    let blocks = src.chunks(BLOCK * job.float.size());
+    let code_blocks = codes.chunks_mut(BLOCK / 8 * job.bits as usize);
+    let per_block = BLOCK / job.group * job.stored.size();
+    let fit_blocks = scales.chunks_mut(per_block).zip(biases.chunks_mut(per_block));
+    for ((block, codes), (scales, biases)) in blocks.zip(code_blocks).zip(fit_blocks) {
+        let values = &mut values[..block.len() / job.float.size()];
+        let coded = &mut coded[..values.len()];
+        widen(job.float, block, values);
+        extrema_of_groups(job, values, &mut fits);
+        fit(job, &mut fits);
+        match job.flavour {
+            Flavour::Cpu => code(job, values, &fits, coded, half_to_even),
+            Flavour::Metal => code(job, values, &fits, coded, half_up),
+        }
+        pack(job.bits, coded, codes);
+        narrow(job.stored, &fits.scale, scales);
+        narrow(job.stored, &fits.bias, biases);
+    }
+}
+
+/// Leaves each group's maximum in `scale` and its minimum in `bias`.
+#[inline(always)]
+fn extrema_of_groups(job: &Affine, values: &[f32], fits: &mut Fits) {
+    let (lowest, highest) = match job.flavour {
+        Flavour::Cpu => (f32::INFINITY, f32::NEG_INFINITY),
+        // The kernel starts from 0 and from the largest finite value of the dtype that it is given.
+        Flavour::Metal => (largest(job.stored), 0.0),
+    };
+    for ((group, min), max) in values.chunks_exact(job.group).zip(&mut fits.bias).zip(&mut fits.scale) {
+        (*min, *max) = extrema(group, lowest, highest);
+    }
+}
+
+fn largest(float: Float) -> f32 {
+    match float {
+        Float::Bf16 => f32::from_bits(0x7f7f_0000),
+        Float::F16 => 65504.0,
+        Float::F32 => f32::MAX,
+    }
+}
+
+/// Minimum and maximum, NaN passed over. The sign of a zero is that of any zero in the group, and
+/// nothing after depends on it.
+#[inline(always)]
+fn extrema(group: &[f32], lowest: f32, highest: f32) -> (f32, f32) {
+    let (mut low, mut high) = ([lowest; LANES], [highest; LANES]);
+    for lanes in group.as_chunks::<LANES>().0 {
+        for i in 0..LANES {
+            low[i] = smaller(lanes[i], low[i]);
+            high[i] = larger(lanes[i], high[i]);
+        }
+    }
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            low[i] = smaller(low[i + width], low[i]);
+            high[i] = larger(high[i + width], high[i]);
+        }
+        width /= 2;
+    }
+    (low[0], high[0])
+}
+
+/// Maximum and minimum become scale and bias.
+#[inline(always)]
+fn fit(job: &Affine, fits: &mut Fits) {
+    match job.flavour {
+        Flavour::Cpu => fit_by(job.bits, fits, nearest_even),
+        Flavour::Metal => fit_by(job.bits, fits, nearest_away),
+    }
+}
+
+#[inline(always)]
+fn fit_by(bits: u32, fits: &mut Fits, round: impl Fn(f32) -> f32) {
+    let steps = highest_code(bits);
+    for (scale, bias) in fits.scale.iter_mut().zip(&mut fits.bias) {
+        let (max, min) = (*scale, *bias);
+        let spread = (max - min) / steps;
+        let size = if spread < EPSILON { EPSILON } else { spread };
+        let low_edge = min.abs() > max.abs();
+        let first = if low_edge { size } else { -size };
+        let edge = if low_edge { min } else { max };
+        let steps_to_edge = round(edge / first);
+        let exact = edge / steps_to_edge;
+        let at_zero = steps_to_edge == 0.0;
+        let chosen = if at_zero { first } else { exact };
+        let nan = f32::from_bits(if spread.is_nan() { 0x7fc0_0000 } else { 0xffc0_0000 });
+        *scale = if chosen.is_nan() { nan } else { chosen };
+        *bias = if at_zero { 0.0 } else { edge };
+    }
+}
+
+#[inline(always)]
+fn highest_code(bits: u32) -> f32 {
+    ((1u32 << bits) - 1) as f32
+}
+
+/// Rounds half to even, at any magnitude.
+#[inline(always)]
+fn nearest_even(x: f32) -> f32 {
+    let abs = x.abs();
+    let rounded = if abs < ROUNDER { (abs + ROUNDER) - ROUNDER } else { abs };
+    rounded.copysign(x)
+}
+
+/// Rounds half away from zero, at any magnitude.
+#[inline(always)]
+fn nearest_away(x: f32) -> f32 {
+    let abs = x.abs();
+    let even = nearest_even(abs);
+    let rounded = if abs - even == 0.5 { even + 1.0 } else { even };
+    rounded.copysign(x)
+}
+
+/// The codes of a block, one a byte: `round((w - bias) / scale)` held to 0..=2^bits-1, NaN as 0.
+#[inline(always)]
+fn code(job: &Affine, values: &[f32], fits: &Fits, coded: &mut [u8], round: impl Fn(f32) -> u32) {
+    let top = highest_code(job.bits);
+    let groups = values.chunks_exact(job.group).zip(coded.chunks_exact_mut(job.group));
+    for ((group, coded), (&scale, &bias)) in groups.zip(fits.scale.iter().zip(&fits.bias)) {
+        for (run, out) in group.as_chunks::<32>().0.iter().zip(coded.as_chunks_mut::<32>().0) {
+            for i in 0..32 {
+                let steps = (run[i] - bias) / scale;
+                let held = smaller(larger(steps, 0.0), top);
+                out[i] = (round(held) & 0xff) as u8;
+            }
+        }
+    }
+}
+
+/// The integer nearest to a value in 0..=255 in the low byte, half to even.
+#[inline(always)]
+fn half_to_even(x: f32) -> u32 {
+    (x + ROUNDER).to_bits()
+}
+
+/// The same with halves rounded up.
+#[inline(always)]
+fn half_up(x: f32) -> u32 {
+    let even = x + ROUNDER;
+    even.to_bits() + u32::from(x - (even - ROUNDER) == 0.5)
+}
+
+/// `code * scale + bias` in the stored dtype: the product is rounded before the sum.
+#[inline(always)]
+pub(in crate::kernel) fn dequantize(job: &Affine, codes: &[u8], scales: &[u8], biases: &[u8], out: &mut [f32]) {
+    let mut coded = [0u8; BLOCK];
+    let mut fits = Fits { scale: [0.0; GROUPS], bias: [0.0; GROUPS] };
+    let per_block = BLOCK / job.group * job.stored.size();
+    let blocks = out.chunks_mut(BLOCK).zip(codes.chunks(BLOCK / 8 * job.bits as usize));
+    for ((values, codes), (scales, biases)) in blocks.zip(scales.chunks(per_block).zip(biases.chunks(per_block))) {
+        let coded = &mut coded[..values.len()];
+        unpack(job.bits, codes, coded);
+        widen(job.stored, scales, &mut fits.scale);
+        widen(job.stored, biases, &mut fits.bias);
+        let groups = values.chunks_exact_mut(job.group).zip(coded.chunks_exact(job.group));
+        for ((group, coded), (&scale, &bias)) in groups.zip(fits.scale.iter().zip(&fits.bias)) {
+            group.iter_mut().zip(coded).for_each(|(v, &q)| *v = f32::from(q) * scale);
+            round_to(job.stored, group);
+            group.iter_mut().for_each(|v| *v += bias);
+            round_to(job.stored, group);
+        }
+    }
+}

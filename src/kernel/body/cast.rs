@@ -1,0 +1,35 @@
+//! Elements from one float to another, half to even, with MLX's `astype` as the reference; and the
+//! "plus one" of norms that are stored as w - 1, added in the dtype that they are stored in.
+//!
+//! A cast to the same float copies the bytes. A NaN that is narrowed becomes the one NaN of
+//! [`crate::num`]; one that is widened keeps sign and payload and becomes quiet, but for bfloat16 to
+//! f32, which is a shift.
+
+use crate::kernel::Cast;
+
+use super::{BLOCK, narrow, round_to, widen};
+
+#[inline(always)]
+pub(in crate::kernel) fn cast(job: &Cast, src: &[u8], out: &mut [u8]) {
+    if job.from == job.to && !job.plus_one {
+        out.copy_from_slice(src);
+        return;
+    }
+    let mut values = [0f32; BLOCK];
+    let outs = out.chunks_mut(BLOCK * job.to.size());
+    for (block, out) in src.chunks(BLOCK * job.from.size()).zip(outs) {
+        let values = &mut values[..block.len() / job.from.size()];
+        widen(job.from, block, values);
+        if job.plus_one {
+            values.iter_mut().for_each(|x| *x = plus_one(*x));
+            round_to(job.from, values);
+        }
+        narrow(job.to, values, out);
+    }
+}
+
+/// x + 1; a NaN keeps its bits and becomes quiet, whatever the machine's addition does.
+#[inline(always)]
+fn plus_one(x: f32) -> f32 {
+    if x.is_nan() { f32::from_bits(x.to_bits() | 0x40_0000) } else { x + 1.0 }
+}

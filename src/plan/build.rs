@@ -1,0 +1,302 @@
+//! From a source and options to a plan.
+
+use std::collections::BTreeMap;
+
+use crate::{
+    plan::{
+        Content, Error, File, Options, Plan, Planned, Row,
+        decide::{Decider, Decision},
+        layout::{self, Output, Unit},
+        origin,
+        snapshot::{self, Set, Snapshot},
+    },
+    quant::{
+        self, Content as PartContent, Facts, Weight,
+        dialect::{Arranged, Arrangement, Component, Decided},
+        format::cast::Cast,
+        manifest,
+    },
+    source::{FileId, Source},
+    tensor::TensorInfo,
+};
+
+/// Plans the view of a source. Reads headers, indexes and configs, and no weight.
+///
+/// # Errors
+/// What cannot be shown, with the file, tensor or option and what to do.
+pub fn build(source: &dyn Source, options: &Options) -> Result<Plan, Error> {
+    let snapshot = snapshot::read(source, &options.show)?;
+    let mut decider = Decider::new(&options.spec, &options.rules)?;
+    let mut builder =
+        Builder { source, options, plan: Plan::new(source, options), layers: vec![], patched: BTreeMap::new() };
+    let mut by_size: Vec<&Set> = snapshot.sets.iter().collect();
+    // Where several sets share a directory, its config.json speaks of the largest.
+    by_size.sort_by_key(|s| std::cmp::Reverse(s.places.iter().map(|p| p.range.end - p.range.start).sum::<u64>()));
+    for set in by_size {
+        builder.add(set, &mut decider)?;
+    }
+    decider.check_rules()?;
+    builder.finish(&snapshot, decider.default_scheme().map(|s| s.facts()))
+}
+
+struct Builder<'a> {
+    source: &'a dyn Source,
+    options: &'a Options,
+    plan: Plan,
+    layers: Vec<manifest::Layer>,
+    /// Files of the source that the view shows otherwise, or not at all where there is no content.
+    patched: BTreeMap<String, Option<File>>,
+}
+
+impl Builder<'_> {
+    fn add(&mut self, set: &Set, decider: &mut Decider<'_>) -> Result<(), Error> {
+        let dialect = self.options.spec.format().dialect();
+        let component = component(set, self.options);
+        let arrangement =
+            dialect.arrange(&component).map_err(|why| Error::refused(format!("{}: {why}", self.place_of(set))))?;
+        for warning in &arrangement.warnings {
+            self.plan.warnings.push(format!("{}: {warning}", self.place_of(set)));
+        }
+        for (tensor, why) in &arrangement.dropped {
+            decider.dropped(&component, *tensor, why);
+        }
+        self.report_dropped(set, &arrangement);
+        let mut units = vec![];
+        let mut decisions = vec![];
+        for tensor in &arrangement.tensors {
+            let decision = decider.decide(&component, tensor)?;
+            units.push(self.unit(set, tensor, &decision)?);
+            self.report(set, tensor, &decision, units.last().map_or(0, Unit::len));
+            decisions.push(decision);
+        }
+        let metadata = |source: &[(String, String)]| dialect.metadata(&component, source);
+        let laid = layout::lay(self.source, set, &metadata, &units, self.options.shard_size)?;
+        let decided = self.decided(&arrangement, &decisions, &units, &laid.names);
+        self.list_layers(set, &arrangement, &decisions, &laid.names);
+        self.plan.files.extend(laid.files);
+        if laid.rewritten {
+            self.write_documents(set, &component, decider.default_scheme().map(|s| s.facts()).as_ref(), &decided);
+        }
+        Ok(())
+    }
+
+    fn place_of(&self, set: &Set) -> String {
+        format!("{}/{}", self.source.name(), set.path(&set.stem))
+    }
+
+    /// The tensors that one tensor of the arrangement becomes.
+    fn unit(&mut self, set: &Set, tensor: &Arranged, decision: &Decision) -> Result<Unit, Error> {
+        let first = tensor
+            .from
+            .first()
+            .ok_or_else(|| Error::refused(format!("tensor {}: it has no source", tensor.info.name)))?;
+        let place = &set.places[first.tensor];
+        let at_home = tensor.from.iter().all(|s| set.places[s.tensor].shard == place.shard);
+        let unit = |outputs, as_is| Unit { home: place.shard, offset: place.range.start, as_is, at_home, outputs };
+        if let Some(stored) = &decision.stored {
+            let from = origin::origin(set, tensor)?;
+            let planned =
+                origin::planned(self.source, stored.weight.clone(), from, stored.scheme.clone(), stored.parts.clone());
+            return Ok(unit(self.weigh(planned)?, false));
+        }
+        let len = tensor
+            .info
+            .byte_len()
+            .ok_or_else(|| Error::refused(format!("tensor {}: its size overflows", tensor.info.name)))?
+            as u64;
+        if let Some(runs) = origin::runs(set, tensor) {
+            let contents = runs.into_iter().map(|(file, offset, n)| (Content::Source { file, offset }, n)).collect();
+            let as_is = tensor.from.len() == 1 && set.tensors[first.tensor] == tensor.info;
+            return Ok(unit(vec![Output { info: tensor.info.clone(), len, contents }], as_is));
+        }
+        let from = origin::origin(set, tensor)?;
+        let weight = Weight { stem: tensor.info.name.clone(), float: from.float, shape: tensor.info.shape.clone() };
+        let scheme = std::sync::Arc::new(Cast);
+        let parts = quant::Scheme::parts(scheme.as_ref(), &weight)
+            .map_err(|e| Error::refused(format!("tensor {}: {e}", tensor.info.name)))?;
+        let planned = origin::planned(self.source, weight, from, scheme, parts);
+        Ok(unit(self.weigh(planned)?, false))
+    }
+
+    /// Adds a weight to the plan; the tensors that hold its parts.
+    fn weigh(&mut self, planned: Planned) -> Result<Vec<Output>, Error> {
+        let overflow = || Error::refused("more weights than a plan can hold".to_owned());
+        let weight = u32::try_from(self.plan.weights.len()).map_err(|_| overflow())?;
+        let mut outputs = vec![];
+        for (number, part) in planned.parts.iter().enumerate() {
+            let info = TensorInfo {
+                name: format!("{}{}", planned.weight.stem, part.suffix),
+                dtype: part.dtype,
+                shape: part.shape.clone(),
+            };
+            let len = part.len() as u64;
+            let content = match &part.content {
+                PartContent::Constant(bytes) => Content::Bytes(bytes.clone()),
+                PartContent::Tiled { .. } => {
+                    Content::Part { weight, part: u16::try_from(number).map_err(|_| overflow())? }
+                }
+            };
+            outputs.push(Output { info, len, contents: vec![(content, len)] });
+        }
+        self.plan.weights.push(planned);
+        Ok(outputs)
+    }
+
+    fn decided<'t>(
+        &self,
+        arrangement: &'t Arrangement,
+        decisions: &[Decision],
+        units: &[Unit],
+        names: &[String],
+    ) -> Vec<Decided<'t>> {
+        let each = arrangement.tensors.iter().zip(decisions).zip(units.iter().zip(names));
+        each.map(|((tensor, decision), (unit, file))| Decided {
+            tensor,
+            facts: decision.stored.as_ref().map(|s| s.scheme.facts()),
+            listed: decision.stored.as_ref().is_some_and(|s| s.spec != self.options.spec || s.entry.is_some()),
+            entry: decision.stored.as_ref().and_then(|s| s.entry.clone()),
+            bytes: unit.len(),
+            shown: unit.outputs.iter().map(|o| (o.info.name.clone(), file.clone())).collect(),
+        })
+        .collect()
+    }
+
+    fn write_documents(
+        &mut self,
+        set: &Set,
+        component: &Component<'_>,
+        default: Option<&Facts>,
+        decided: &[Decided<'_>],
+    ) {
+        let dialect = self.options.spec.format().dialect();
+        let shards = || set.shards.iter().map(|s| s.file);
+        let name = set.path(&format!("{}.safetensors.index.json", set.stem));
+        let modified = layout::newest(self.source, shards().chain(set.index));
+        let index = layout::known(name.clone(), modified, dialect.index(component, decided));
+        self.patched.insert(name, Some(index));
+        let Some(config) = &set.config else { return };
+        let path = set.path("config.json");
+        if self.patched.contains_key(&path) {
+            return;
+        }
+        if let Some(bytes) = dialect.config(component, default, decided) {
+            let inputs = [Some(config.file), set.generation_config.as_ref().map(|g| g.file)];
+            let modified = layout::newest(self.source, inputs.into_iter().flatten());
+            self.patched.insert(path.clone(), Some(layout::known(path, modified, bytes)));
+        }
+    }
+
+    fn list_layers(&mut self, set: &Set, arrangement: &Arrangement, decisions: &[Decision], names: &[String]) {
+        for ((tensor, decision), file) in arrangement.tensors.iter().zip(decisions).zip(names) {
+            let Some(stored) = &decision.stored else { continue };
+            let from = tensor.from.first().map(|s| set.shards[set.places[s.tensor].shard].file);
+            self.layers.push(manifest::Layer {
+                component: set.dir.clone(),
+                base: stored.weight.stem.clone(),
+                shape: stored.weight.shape.clone(),
+                file: from.map_or_else(String::new, |f| self.source.entry(f).path.clone()),
+                quant_file: set.path(file),
+                facts: stored.scheme.facts(),
+                format: stored.spec.format().name(),
+                spec: stored.spec.to_string(),
+            });
+        }
+    }
+
+    fn report_dropped(&mut self, set: &Set, arrangement: &Arrangement) {
+        for (tensor, why) in &arrangement.dropped {
+            let info = &set.tensors[*tensor];
+            let before = info.byte_len().unwrap_or(0) as u64;
+            self.plan.rows.push(Row {
+                component: set.dir.clone(),
+                name: info.name.clone(),
+                dtype: info.dtype,
+                shape: info.shape.clone(),
+                becomes: "dropped".to_owned(),
+                why: why.clone(),
+                bytes_before: before,
+                bytes_after: 0,
+                sources: vec![],
+            });
+        }
+    }
+
+    fn report(&mut self, set: &Set, tensor: &Arranged, decision: &Decision, bytes_after: u64) {
+        let sources: Vec<&TensorInfo> = tensor.from.iter().map(|s| &set.tensors[s.tensor]).collect();
+        let read = |s: &quant::dialect::Slice| s.elements() as u64 * set.tensors[s.tensor].dtype.bitsize() as u64 / 8;
+        let mut names: Vec<String> = sources.iter().map(|i| i.name.clone()).collect();
+        names.dedup();
+        let dtype = sources.first().map_or(tensor.info.dtype, |i| i.dtype);
+        let dense =
+            || if dtype == tensor.info.dtype { "kept".to_owned() } else { format!("cast to {}", tensor.info.dtype) };
+        self.plan.rows.push(Row {
+            component: set.dir.clone(),
+            name: tensor.info.name.clone(),
+            dtype,
+            shape: tensor.info.shape.clone(),
+            becomes: decision.stored.as_ref().map_or_else(dense, |s| s.spec.to_string()),
+            why: decision.why.clone(),
+            bytes_before: tensor.from.iter().map(read).sum(),
+            bytes_after,
+            sources: names,
+        });
+    }
+
+    /// Adds what is no weight, the manifest, and checks the whole.
+    fn finish(mut self, snapshot: &Snapshot, default: Option<Facts>) -> Result<Plan, Error> {
+        self.plan.hidden.clone_from(&snapshot.hidden);
+        if default.is_some() && self.layers.is_empty() {
+            return Err(Error::refused(self.nothing_quantized()));
+        }
+        let quantized_shards = self.plan.files.iter().map(|f| f.path.clone()).collect::<Vec<_>>();
+        for &file in &snapshot.others {
+            let path = self.source.entry(file).path.clone();
+            if !self.patched.contains_key(&path) && !quantized_shards.contains(&path) {
+                self.plan.files.push(layout::whole(self.source, file, path));
+            }
+        }
+        self.plan.files.extend(std::mem::take(&mut self.patched).into_values().flatten());
+        if let Some(default) = default {
+            let all = (0..self.source.entries().len()).filter_map(|i| u32::try_from(i).ok()).map(FileId);
+            let modified = layout::newest(self.source, all);
+            let head = manifest::Head { default: &default, repo: self.source.repo(), options: self.options.to_json() };
+            let bytes = manifest::render(&head, &self.layers);
+            self.plan.files.push(layout::known("quantization.json".to_owned(), modified, bytes));
+        }
+        self.plan.files.sort_by(|a, b| a.path.cmp(&b.path));
+        if let Some(pair) = self.plan.files.windows(2).find(|p| p[0].path == p[1].path) {
+            return Err(Error::refused(format!(
+                "{}: two files of the view would have this name; rename one in the source",
+                pair[0].path
+            )));
+        }
+        Ok(self.plan)
+    }
+
+    fn nothing_quantized(&self) -> String {
+        let mut reasons: BTreeMap<&str, usize> = BTreeMap::new();
+        for row in &self.plan.rows {
+            *reasons.entry(&row.why).or_default() += 1;
+        }
+        let mut reasons: Vec<_> = reasons.into_iter().filter(|(why, _)| !why.is_empty()).collect();
+        reasons.sort_by_key(|(_, n)| std::cmp::Reverse(*n));
+        let reasons: Vec<String> = reasons.into_iter().take(3).map(|(why, n)| format!("{n} tensors: {why}")).collect();
+        format!(
+            "{}: not one weight would be quantized as {} ({}); choose another group size or format, or `source` for a plain mirror",
+            self.source.name(),
+            self.options.spec,
+            reasons.join("; ")
+        )
+    }
+}
+
+fn component<'a>(set: &'a Set, options: &Options) -> Component<'a> {
+    Component {
+        dir: &set.dir,
+        set: &set.stem,
+        tensors: &set.tensors,
+        config: set.config.as_ref().map(|d| &d.value),
+        generation_config: set.generation_config.as_ref().map(|d| &d.value),
+        dtype: options.dtype,
+    }
+}

@@ -1,0 +1,139 @@
+//! From a dialect's slices to places in source files, and to the tiles of a weight.
+
+use std::sync::Arc;
+
+use crate::{
+    plan::{Error, Origin, Piece, Planned, snapshot::Set},
+    quant::{Axis, Banding, Part, Scheme, Weight, dialect::Arranged},
+    source::{FileId, Source, Version},
+    tensor::Float,
+};
+
+/// Elements of a tile: 2 MiB of bf16 source. Large enough for few and sequential reads, small enough
+/// that a first read waits a millisecond and that tiles in flight stay a small part of the budget.
+const TILE_ELEMENTS: usize = 1 << 20;
+
+/// Changes whenever the same scheme id would give other bytes for the same plan.
+const ENCODING_REVISION: u32 = 1;
+
+/// Source bytes that are a dense tensor as they lie: file, offset, length of each run.
+pub(crate) fn runs(set: &Set, tensor: &Arranged) -> Option<Vec<(FileId, u64, u64)>> {
+    if tensor.plus_one {
+        return None;
+    }
+    let mut runs: Vec<(FileId, u64, u64)> = vec![];
+    for slice in &tensor.from {
+        let info = &set.tensors[slice.tensor];
+        let place = &set.places[slice.tensor];
+        let contiguous = slice.col_stride == 1 && (slice.rows == 1 || slice.row_stride == slice.cols);
+        if info.dtype != tensor.info.dtype || !contiguous {
+            return None;
+        }
+        let bits = info.dtype.bitsize();
+        let (start, len) = (slice.start.checked_mul(bits)?, slice.elements().checked_mul(bits)?);
+        if start % 8 != 0 || len % 8 != 0 {
+            return None;
+        }
+        let (start, len) = (place.range.start + u64::try_from(start / 8).ok()?, u64::try_from(len / 8).ok()?);
+        let file = set.shards[place.shard].file;
+        match runs.last_mut() {
+            Some((f, at, n)) if *f == file && *at + *n == start => *n += len,
+            _ => runs.push((file, start, len)),
+        }
+    }
+    Some(runs)
+}
+
+/// Where the elements of a tensor come from.
+///
+/// # Errors
+/// Members of other dtypes than the first, or of one that cannot be computed with.
+pub(crate) fn origin(set: &Set, tensor: &Arranged) -> Result<Origin, Error> {
+    let name = &tensor.info.name;
+    let refuse = |why: String| Error::refused(format!("tensor {name} of the view: {why}"));
+    let target = tensor.info.dtype;
+    let float =
+        Float::of(target).ok_or_else(|| refuse(format!("{target} can be shown only as it lies in the source")))?;
+    let mut stored = None;
+    let mut pieces = Vec::with_capacity(tensor.from.len());
+    for slice in &tensor.from {
+        let info = &set.tensors[slice.tensor];
+        let this = Float::of(info.dtype);
+        let this = this.ok_or_else(|| {
+            refuse(format!("source tensor {} has dtype {}, which is not computed with", info.name, info.dtype))
+        })?;
+        if *stored.get_or_insert(this) != this {
+            let first = &set.tensors[tensor.from[0].tensor];
+            return Err(refuse(format!("its members {} and {} differ in dtype", first.name, info.name)));
+        }
+        let place = &set.places[slice.tensor];
+        let size = this.size();
+        pieces.push(Piece {
+            file: set.shards[place.shard].file,
+            offset: place.range.start + (slice.start * size) as u64,
+            rows: slice.rows,
+            row_stride: slice.row_stride * size,
+            cols: slice.cols,
+            col_stride: slice.col_stride * size,
+        });
+    }
+    let stored = stored.ok_or_else(|| refuse("it has no source".to_owned()))?;
+    Ok(Origin { pieces, stored, float, plus_one: tensor.plus_one })
+}
+
+/// A weight with its tiles and its cache key.
+pub(crate) fn planned(
+    source: &dyn Source,
+    weight: Weight,
+    origin: Origin,
+    scheme: Arc<dyn Scheme>,
+    parts: Vec<Part>,
+) -> Planned {
+    let banding = scheme.banding(&weight);
+    let tile = tile_len(banding, &weight);
+    let key = key(source, &weight, &origin, scheme.as_ref());
+    Planned { weight, origin, scheme, parts, banding, tile, key }
+}
+
+/// The multiple of the granule that comes nearest to [`TILE_ELEMENTS`] from below, one granule at
+/// the least.
+fn tile_len(banding: Banding, weight: &Weight) -> usize {
+    let unit = match banding.axis {
+        Axis::Flat => 1,
+        Axis::Rows => weight.cols(),
+        Axis::Columns => weight.rows(),
+    };
+    let granules = TILE_ELEMENTS / unit.max(1) / banding.granule;
+    granules.max(1) * banding.granule
+}
+
+fn key(source: &dyn Source, weight: &Weight, origin: &Origin, scheme: &dyn Scheme) -> [u8; 16] {
+    let mut hash = blake3::Hasher::new();
+    hash.update(&ENCODING_REVISION.to_le_bytes());
+    let id = scheme.id();
+    hash.update(&(id.len() as u64).to_le_bytes());
+    hash.update(id.as_bytes());
+    for dim in &weight.shape {
+        hash.update(&(*dim as u64).to_le_bytes());
+    }
+    hash.update(&[origin.stored as u8, origin.float as u8, u8::from(origin.plus_one)]);
+    for piece in &origin.pieces {
+        let Version { len, mtime_ns, inode, device } = source.entry(piece.file).version;
+        for number in [
+            len,
+            inode,
+            device,
+            piece.offset,
+            piece.rows as u64,
+            piece.row_stride as u64,
+            piece.cols as u64,
+            piece.col_stride as u64,
+        ] {
+            hash.update(&number.to_le_bytes());
+        }
+        hash.update(&mtime_ns.to_le_bytes());
+    }
+    let mut key = [0; 16];
+    key.copy_from_slice(&hash.finalize().as_bytes()[..16]);
+    key
+}

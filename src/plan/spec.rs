@@ -1,0 +1,332 @@
+//! Specs: the small language that names a configuration, `mlx-4bit-g64`.
+//!
+//! `SPEC = ( FORMAT | [FORMAT "-"] SCHEME ) ("-" OPTION)*`. A spec always has a canonical spelling:
+//! format, scheme, the group wherever it can be chosen, other options where they differ from the
+//! default; parsing it gives the same spec. The words come from [`FORMATS`] alone.
+
+use std::{fmt, sync::Arc};
+
+use crate::{
+    plan::Error,
+    quant::{FORMATS, Format, Scheme},
+};
+
+/// The format where a spec names none.
+const DEFAULT_FORMAT: &str = "mlx";
+
+/// A configuration: a format, one of its schemes, and one word for each of the scheme's options.
+#[derive(Clone, Debug)]
+pub struct Spec {
+    format: &'static dyn Format,
+    scheme: &'static str,
+    words: Vec<&'static str>,
+}
+
+/// What a spec leaves open may be filled by parts (`--bits`, `--group-size`, ...); they never
+/// contradict it.
+#[derive(Clone, Debug, Default)]
+pub struct Parts {
+    /// Name of a format.
+    pub format: Option<String>,
+    /// Bits of a code.
+    pub bits: Option<u32>,
+    /// Elements of a group.
+    pub group_size: Option<usize>,
+    /// `affine`, `mxfp4`, ...
+    pub mode: Option<String>,
+    /// How codes are chosen.
+    pub method: Option<String>,
+}
+
+/// A spec as typed: what it says and nothing else.
+#[derive(Clone, Debug, Default)]
+struct Typed {
+    format: Option<&'static dyn Format>,
+    scheme: Option<&'static str>,
+    words: Vec<String>,
+}
+
+impl Spec {
+    /// The spec of a text, with parts for what it leaves open.
+    ///
+    /// # Errors
+    /// An unknown word, with the words that there are; parts that contradict the text.
+    pub fn parse(text: Option<&str>, parts: &Parts) -> Result<Self, Error> {
+        let mut typed = Typed::default();
+        if let Some(text) = text {
+            typed = Typed::parse(text)?;
+        }
+        let format = chosen_format(&typed, parts)?;
+        let scheme = chosen_scheme(format, &typed, parts)?;
+        let mut words = typed.words;
+        words.extend(parts.method.clone());
+        if let Some(group) = parts.group_size {
+            words.extend(group_word(format, scheme, group)?);
+        }
+        Self::assemble(format, scheme, &words, None)
+    }
+
+    /// The spec of a rule's right-hand side: what it does not say is this view's.
+    ///
+    /// # Errors
+    /// Another format than the view's, an unknown word.
+    pub fn inherit(&self, text: &str) -> Result<Self, Error> {
+        let typed = Typed::parse_with(text, Some(self))?;
+        if let Some(format) = typed.format.filter(|f| f.name() != self.format.name()) {
+            if format.name() == "source" {
+                return self.kept();
+            }
+            return Err(Error::spec(format!(
+                "{text}: a rule cannot change the format from {} to {}; mount a second view for that",
+                self.format.name(),
+                format.name()
+            )));
+        }
+        Self::assemble(self.format, typed.scheme.unwrap_or(self.scheme), &typed.words, Some(self))
+    }
+
+    /// This spec with another scheme and group of the same format; flavours stay.
+    ///
+    /// # Errors
+    /// A scheme or group that the format does not have.
+    pub fn with_scheme(&self, scheme: &str, group_size: usize) -> Result<Self, Error> {
+        let scheme = named_scheme(self.format, scheme)?;
+        let words: Vec<String> = group_word(self.format, scheme, group_size)?.into_iter().collect();
+        Self::assemble(self.format, scheme, &words, Some(self))
+    }
+
+    /// The spec that keeps the source's precision within this format.
+    fn kept(&self) -> Result<Self, Error> {
+        let source: &'static dyn Format = named_format("source")?;
+        let format = if self.format.schemes().contains(&"source") { self.format } else { source };
+        let scheme = format.schemes().iter().find(|s| **s == "source").copied().unwrap_or("source");
+        Ok(Self { format, scheme, words: vec![] })
+    }
+
+    fn assemble(
+        format: &'static dyn Format,
+        scheme: &'static str,
+        said: &[String],
+        inherited: Option<&Self>,
+    ) -> Result<Self, Error> {
+        let options = format.options(scheme);
+        let mut words: Vec<Option<&'static str>> = vec![None; options.len()];
+        for word in said {
+            let found = options.iter().enumerate().find_map(|(i, o)| Some((i, *o.iter().find(|w| *w == word)?)));
+            let (slot, known) = found.ok_or_else(|| unknown_option(format, scheme, word))?;
+            if words[slot].is_some_and(|w| w != known) {
+                let other = words[slot].unwrap_or_default();
+                return Err(Error::spec(format!(
+                    "{format}-{scheme}: `{known}` contradicts `{other}`",
+                    format = format.name()
+                )));
+            }
+            words[slot] = Some(known);
+        }
+        let inherit = |o: &&'static [&'static str]| {
+            inherited.and_then(|from| o.iter().find(|w| from.words.contains(*w)).copied())
+        };
+        let words = words.into_iter().zip(&options).map(|(w, o)| w.or_else(|| inherit(o)).unwrap_or(o[0])).collect();
+        let spec = Self { format, scheme, words };
+        spec.bind()?;
+        Ok(spec)
+    }
+
+    /// The format.
+    #[must_use]
+    pub fn format(&self) -> &'static dyn Format {
+        self.format
+    }
+
+    /// The scheme's name: `4bit`.
+    #[must_use]
+    pub fn scheme(&self) -> &'static str {
+        self.scheme
+    }
+
+    /// The arithmetic, `None` where the source's precision is kept.
+    ///
+    /// # Errors
+    /// A combination of options that the format does not have.
+    pub fn bind(&self) -> Result<Option<Arc<dyn Scheme>>, Error> {
+        self.format.bind(self.scheme, &self.words).map_err(|e| Error::spec(format!("{self}: {e}")))
+    }
+}
+
+impl fmt::Display for Spec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.format.name())?;
+        if self.format.name() != self.scheme {
+            write!(f, "-{}", self.scheme)?;
+        }
+        let options = self.format.options(self.scheme);
+        for (word, option) in self.words.iter().zip(options) {
+            if *word != option[0] || is_group(option) {
+                write!(f, "-{word}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl PartialEq for Spec {
+    fn eq(&self, other: &Self) -> bool {
+        self.format.name() == other.format.name() && self.scheme == other.scheme && self.words == other.words
+    }
+}
+
+impl Eq for Spec {}
+
+impl Typed {
+    fn parse(text: &str) -> Result<Self, Error> {
+        Self::parse_with(text, None)
+    }
+
+    /// With a view's spec, scheme and format may be left out altogether (`g32` in a rule).
+    fn parse_with(text: &str, view: Option<&Spec>) -> Result<Self, Error> {
+        if text.is_empty() {
+            return Err(Error::spec(format!("an empty spec; a spec is one of {}", all_schemes())));
+        }
+        let (format, rest) = split_format(text);
+        let rest = rest.unwrap_or_default();
+        let mut words: Vec<&str> = rest.split('-').filter(|w| !w.is_empty()).collect();
+        if rest.split('-').any(str::is_empty) && !rest.is_empty() {
+            return Err(Error::spec(format!("`{text}`: an empty word between dashes")));
+        }
+        let within = match (format, view) {
+            (Some(format), _) => format,
+            (None, Some(view)) => view.format,
+            (None, None) => named_format(DEFAULT_FORMAT)?,
+        };
+        let scheme = words.first().and_then(|first| within.schemes().iter().find(|s| *s == first).copied());
+        if scheme.is_some() {
+            words.remove(0);
+        } else if format.is_none() && view.is_none() {
+            let first = words.first().copied().unwrap_or(text);
+            return Err(Error::spec(format!(
+                "unknown spec `{text}`: `{first}` is neither a format nor a scheme; known are {}",
+                all_schemes()
+            )));
+        }
+        Ok(Self { format, scheme, words: words.into_iter().map(str::to_owned).collect() })
+    }
+}
+
+/// The longest format name that starts a spec, and what follows its dash.
+fn split_format(text: &str) -> (Option<&'static dyn Format>, Option<&str>) {
+    let names = FORMATS
+        .iter()
+        .flat_map(|f| std::iter::once(f.name()).chain(f.other_names().iter().copied()).map(move |n| (n, *f)));
+    let fits = names.filter(|(n, _)| text == *n || text.strip_prefix(n).is_some_and(|r| r.starts_with('-')));
+    match fits.max_by_key(|(n, _)| n.len()) {
+        Some((name, format)) => (Some(format), text.get(name.len() + 1..)),
+        None => (None, Some(text)),
+    }
+}
+
+fn named_format(name: &str) -> Result<&'static dyn Format, Error> {
+    FORMATS.iter().find(|f| f.name() == name || f.other_names().contains(&name)).copied().ok_or_else(|| {
+        let known: Vec<&str> = FORMATS.iter().map(|f| f.name()).collect();
+        Error::spec(format!("unknown format `{name}`; known are {}", known.join(", ")))
+    })
+}
+
+fn named_scheme(format: &'static dyn Format, name: &str) -> Result<&'static str, Error> {
+    format.schemes().iter().find(|s| **s == name).copied().ok_or_else(|| {
+        Error::spec(format!("{} has no scheme `{name}`; it has {}", format.name(), format.schemes().join(", ")))
+    })
+}
+
+fn chosen_format(typed: &Typed, parts: &Parts) -> Result<&'static dyn Format, Error> {
+    let part = parts.format.as_deref().map(named_format).transpose()?;
+    match (typed.format, part) {
+        (Some(said), Some(part)) if said.name() != part.name() => {
+            Err(Error::spec(format!("--format {} contradicts the spec's format {}", part.name(), said.name())))
+        }
+        (Some(format), _) | (None, Some(format)) => Ok(format),
+        (None, None) => named_format(DEFAULT_FORMAT),
+    }
+}
+
+/// The named scheme, or the first one of the format that has the bits, mode and group asked for.
+fn chosen_scheme(format: &'static dyn Format, typed: &Typed, parts: &Parts) -> Result<&'static str, Error> {
+    if let Some(scheme) = typed.scheme {
+        let scheme = named_scheme(format, scheme)?;
+        if !fits(format, scheme, parts) {
+            return Err(Error::spec(format!("{} contradicts the spec's {}-{scheme}", said(parts), format.name())));
+        }
+        return Ok(scheme);
+    }
+    if parts.bits.is_none() && parts.mode.is_none() {
+        return Ok(format.schemes()[0]);
+    }
+    format.schemes().iter().find(|s| fits(format, s, parts)).copied().ok_or_else(|| {
+        Error::spec(format!(
+            "no scheme of {} has {}; it has {}",
+            format.name(),
+            said(parts),
+            format.schemes().join(", ")
+        ))
+    })
+}
+
+fn fits(format: &'static dyn Format, scheme: &str, parts: &Parts) -> bool {
+    let defaults: Vec<&str> = format.options(scheme).iter().map(|o| o[0]).collect();
+    match format.bind(scheme, &defaults) {
+        Ok(Some(bound)) => {
+            let facts = bound.facts();
+            parts.bits.is_none_or(|b| b == facts.bits) && parts.mode.as_deref().is_none_or(|m| m == facts.mode)
+        }
+        _ => parts.bits.is_none() && parts.mode.is_none(),
+    }
+}
+
+fn said(parts: &Parts) -> String {
+    let bits = parts.bits.map(|b| format!("--bits {b}"));
+    let mode = parts.mode.as_ref().map(|m| format!("--mode {m}"));
+    bits.into_iter().chain(mode).collect::<Vec<_>>().join(" and ")
+}
+
+/// The option word of a group size, none where the scheme's only group is that size.
+fn group_word(format: &'static dyn Format, scheme: &str, group: usize) -> Result<Option<String>, Error> {
+    let options = format.options(scheme);
+    let word = format!("g{group}");
+    if let Some(choice) = options.iter().find(|o| is_group(o)) {
+        if choice.contains(&word.as_str()) {
+            return Ok(Some(word));
+        }
+        return Err(Error::spec(format!(
+            "{}-{scheme} has no group size {group}; it has {}",
+            format.name(),
+            choice.join(", ")
+        )));
+    }
+    let defaults: Vec<&str> = options.iter().map(|o| o[0]).collect();
+    match format.bind(scheme, &defaults) {
+        Ok(Some(bound)) if bound.facts().group_size == group => Ok(None),
+        Ok(Some(bound)) => Err(Error::spec(format!(
+            "{}-{scheme} has groups of {} only, not {group}",
+            format.name(),
+            bound.facts().group_size
+        ))),
+        _ => Err(Error::spec(format!("{}-{scheme} has no groups", format.name()))),
+    }
+}
+
+/// Whether an option chooses the group: its words are `g32`, `channel`, `tensor`, `row`, `b128`.
+fn is_group(option: &[&str]) -> bool {
+    let sized =
+        |w: &str| w.strip_prefix(['g', 'b']).is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()));
+    option.iter().all(|w| sized(w) || matches!(*w, "channel" | "tensor" | "row"))
+}
+
+fn unknown_option(format: &'static dyn Format, scheme: &str, word: &str) -> Error {
+    let options: Vec<String> = format.options(scheme).iter().map(|o| o.join("|")).collect();
+    let has = if options.is_empty() { "no options".to_owned() } else { options.join(", ") };
+    Error::spec(format!("{}-{scheme} has no option `{word}`; it has {has}", format.name()))
+}
+
+fn all_schemes() -> String {
+    let all = FORMATS.iter().map(|f| format!("{} ({})", f.name(), f.schemes().join(" ")));
+    all.collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,204 @@
+//! What all views of a process share: the cache, the workers, the deadline, the counters.
+
+use std::{io, num::NonZero, sync::Arc, thread, time::Duration};
+
+use crate::{
+    cache::{Cache, Flights, Retain, Ticket},
+    plan::Planned,
+};
+
+use super::{
+    View,
+    counters::{Counters, Snapshot, add},
+    deadline::Watchdog,
+    encode::{self, Encoder, Shelf, Tile},
+    error::{Failure, Journal, Place},
+    gather::Reader,
+    pool::{Lane, Pool},
+};
+
+/// Names a tile: of which weight (origin, scheme, revision) and which of its tiles.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct TileKey {
+    pub(super) weight: [u8; 16],
+    pub(super) tile: u32,
+}
+
+impl TileKey {
+    pub(super) fn part(self, part: u16) -> PartKey {
+        PartKey { tile: self, part }
+    }
+}
+
+/// Names one part of a tile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct PartKey {
+    tile: TileKey,
+    part: u16,
+}
+
+/// Whether the system's cache should keep source bytes that were turned into tiles.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SourceCache {
+    /// Leave it to the system.
+    #[default]
+    Keep,
+    /// Give them up at once: the mount's own pages are worth more.
+    Drop,
+}
+
+/// What an engine may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Bytes of encoded tiles to keep. What is in the making comes on top, 64 MiB at most.
+    pub cache_bytes: usize,
+    /// Threads that read sources and encode.
+    pub threads: usize,
+    /// How far to encode ahead of a sequential reader, in bytes; 0 for not at all.
+    pub readahead_bytes: usize,
+    /// When a read that waits is answered with an error.
+    pub deadline: Duration,
+    /// What becomes of source bytes in the system's cache.
+    pub source_cache: SourceCache,
+}
+
+impl Default for Options {
+    /// 256 MiB, a thread for every processor, 32 MiB ahead, one minute, keep.
+    fn default() -> Self {
+        Self {
+            cache_bytes: 256 << 20,
+            threads: thread::available_parallelism().map_or(2, NonZero::get),
+            readahead_bytes: 32 << 20,
+            deadline: Duration::from_secs(60),
+            source_cache: SourceCache::Keep,
+        }
+    }
+}
+
+/// Shared by the views of a process. Its threads end when the last view and the last handle are
+/// gone.
+#[derive(Debug)]
+pub struct Engine {
+    pub(super) cache: Cache<PartKey>,
+    pub(super) flights: Arc<Flights<TileKey, Tile, Failure>>,
+    pub(super) counters: Counters,
+    pub(super) journal: Journal,
+    pub(super) options: Options,
+    pub(super) watchdog: Watchdog,
+    pub(super) pool: Pool,
+    shelf: Shelf,
+}
+
+impl Engine {
+    /// Starts the threads.
+    ///
+    /// # Errors
+    /// Where the system refuses a thread.
+    pub fn new(options: Options) -> io::Result<Arc<Self>> {
+        Ok(Arc::new(Self {
+            cache: Cache::new(options.cache_bytes),
+            flights: Arc::default(),
+            counters: Counters::default(),
+            journal: Journal::default(),
+            options,
+            watchdog: Watchdog::new(options.deadline)?,
+            pool: Pool::new(options.threads)?,
+            shelf: Shelf::default(),
+        }))
+    }
+
+    /// Figures of this moment.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        let cache = self.cache.stats();
+        Snapshot {
+            tiles_in_flight: self.flights.len() as u64,
+            cache_hits: cache.hits,
+            cache_misses: cache.misses,
+            cache_evictions: cache.evictions,
+            cache_entries: cache.entries as u64,
+            cache_bytes: cache.bytes as u64,
+            cache_limit: self.cache.limit() as u64,
+            ..self.counters.snapshot()
+        }
+    }
+
+    /// All parts of a tile, where all are in the cache.
+    fn kept(&self, planned: &Planned, key: TileKey) -> Option<Tile> {
+        let tiled = |part: usize| matches!(planned.parts[part].content, crate::quant::Content::Tiled { .. });
+        let value = |part: usize| match u16::try_from(part) {
+            Ok(number) if tiled(part) => self.cache.peek(&key.part(number)),
+            _ => Some(Arc::from([])),
+        };
+        (0..planned.parts.len()).map(value).collect()
+    }
+
+    /// Puts the parts of a tile into the cache, each alone. The codes come first in every scheme.
+    fn keep(&self, key: TileKey, parts: &Tile) {
+        for (number, value) in (0..=u16::MAX).zip(parts.iter()).filter(|(_, value)| !value.is_empty()) {
+            let retain = if number == 0 { Retain::Codes } else { Retain::Parameters };
+            self.cache.insert(key.part(number), Arc::clone(value), retain);
+        }
+    }
+}
+
+impl View {
+    pub(super) fn reader(&self) -> Reader<'_> {
+        let release = self.engine.options.source_cache == SourceCache::Drop;
+        Reader { source: &*self.source, release, bytes: &self.engine.counters.source_bytes }
+    }
+
+    /// Has a worker make the tile of a ticket, now that a reader waits for it.
+    pub(super) fn make(self: &Arc<Self>, ticket: Ticket<TileKey, Tile, Failure>, weight: u32, tile: u32, place: Place) {
+        let planned = &self.plan.weights[weight as usize];
+        // Between the reader's look and its ticket another flight may have landed.
+        if let Some(parts) = self.engine.kept(planned, self.key(weight, tile)) {
+            return ticket.finish(&Ok(parts));
+        }
+        let view = Arc::clone(self);
+        let run = move |permit| {
+            let made = view.encode(weight, tile, &place);
+            drop(permit);
+            ticket.finish(&made);
+        };
+        self.engine.pool.push(Lane::Demand, encode::cost(planned, tile), Box::new(run));
+    }
+
+    /// Queues a tile that nobody asked for yet, unless `stale` says that it is too late when its turn
+    /// comes. Whether there was room in the queue.
+    pub(super) fn make_ahead(
+        self: &Arc<Self>,
+        (weight, tile, part): (u32, u32, u16),
+        place: Place,
+        stale: impl Fn() -> bool + Send + 'static,
+    ) -> bool {
+        let view = Arc::clone(self);
+        let run = move |permit| {
+            let key = view.key(weight, tile);
+            let Some(mut ticket) = view.engine.flights.lead(key) else { return };
+            // Asked with the ticket in hand: no other flight can land in between.
+            if stale() || view.engine.cache.contains(&key.part(part)) {
+                let Some(again) = ticket.withdraw() else { return };
+                ticket = again;
+            }
+            let made = view.encode(weight, tile, &place);
+            add(&view.engine.counters.tiles_ahead, usize::from(made.is_ok()));
+            drop(permit);
+            ticket.finish(&made);
+        };
+        self.engine.pool.push(Lane::Ahead, encode::cost(&self.plan.weights[weight as usize], tile), Box::new(run))
+    }
+
+    /// Makes a tile and keeps it; logs a failure.
+    fn encode(&self, weight: u32, tile: u32, place: &Place) -> Result<Tile, Failure> {
+        let engine = &*self.engine;
+        let reader = self.reader();
+        let encoder = Encoder { reader, counters: &engine.counters, shelf: &engine.shelf };
+        let made = encoder.tile(&self.plan.weights[weight as usize], tile);
+        match &made {
+            Ok(parts) => engine.keep(self.key(weight, tile), parts),
+            Err(failure) => engine.journal.failed(failure, place),
+        }
+        made
+    }
+}

@@ -1,0 +1,6 @@
+//! What several test modules share: headers to parse, sources that fail, the promises of a source.
+
+pub(crate) mod faults;
+pub(crate) mod headers;
+pub(crate) mod memory;
+pub(crate) mod promises;

@@ -1,0 +1,461 @@
+//! The command line's mounts: the background process from its start to its end, however it comes.
+
+use std::{
+    fs::{self, File},
+    io::{BufRead, BufReader, Read, Write},
+    os::{
+        fd::AsRawFd,
+        unix::{
+            fs::{FileExt, MetadataExt, PermissionsExt},
+            net::UnixStream,
+        },
+    },
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use quantfs::fuse::mountinfo;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::mount::{
+    as_nobody, can_mount, can_mount_as_root, has_fusermount, let_nobody_mount, mount_by_hand, unmount_by_hand,
+};
+
+/// A model of one layer's worth of weights, and a mount point.
+struct Model {
+    dir: TempDir,
+}
+
+impl Model {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let model = Self { dir };
+        fs::create_dir(model.source()).unwrap();
+        fs::create_dir(model.mnt()).unwrap();
+        write_model(&model.source());
+        model
+    }
+
+    fn source(&self) -> PathBuf {
+        self.dir.path().join("model")
+    }
+
+    fn mnt(&self) -> PathBuf {
+        // Not `canonicalize`: the mount may be dead.
+        self.dir.path().canonicalize().unwrap().join("mnt")
+    }
+
+    fn weights(&self) -> PathBuf {
+        self.mnt().join("model.safetensors")
+    }
+
+    /// `quantfs mount MODEL MNT ...`
+    fn mount(&self, more: &[&str]) -> Output {
+        quantfs(&["mount"]).arg(self.source()).arg(self.mnt()).args(more).output().unwrap()
+    }
+
+    fn mounted(&self, more: &[&str]) {
+        let out = self.mount(more);
+        assert!(out.status.success(), "{}", text(&out));
+        assert!(self.is_mounted());
+    }
+
+    fn is_mounted(&self) -> bool {
+        mountinfo::at(&self.mnt()).unwrap().is_some()
+    }
+
+    fn status(&self) -> Value {
+        let out = quantfs(&["status", "--json"]).arg(self.mnt()).output().unwrap();
+        assert!(out.status.success(), "{}", text(&out));
+        serde_json::from_slice(&out.stdout).unwrap()
+    }
+
+    fn pid(&self) -> Pid {
+        let pid = self.status()["pid"].as_i64().unwrap();
+        Pid::from_raw(i32::try_from(pid).unwrap()).unwrap()
+    }
+
+    fn umount(&self, more: &[&str]) -> Output {
+        quantfs(&["umount"]).arg(self.mnt()).args(more).output().unwrap()
+    }
+}
+
+impl Drop for Model {
+    /// Nothing may be left, not even by a test that failed.
+    fn drop(&mut self) {
+        while mountinfo::at(&self.mnt()).is_ok_and(|entry| entry.is_some()) {
+            let out = quantfs(&["umount", "--force"]).arg(self.mnt()).output();
+            if !out.is_ok_and(|out| out.status.success()) {
+                break;
+            }
+        }
+        // Root's logs lie outside of the scratch directory.
+        let name = self.mnt().to_str().unwrap().trim_matches('/').replace('/', "-");
+        drop(fs::remove_file(format!("/var/log/quantfs/{name}.log")));
+    }
+}
+
+fn write_model(dir: &Path) {
+    let (rows, cols) = (512usize, 1024usize);
+    let header = serde_json::json!({
+        "model.embed_tokens.weight": { "dtype": "BF16", "shape": [rows, cols], "data_offsets": [0, rows * cols * 2] },
+        "model.norm.weight": { "dtype": "BF16", "shape": [cols], "data_offsets": [rows * cols * 2, (rows + 1) * cols * 2] },
+    })
+    .to_string();
+    let mut file = (header.len() as u64).to_le_bytes().to_vec();
+    file.extend_from_slice(header.as_bytes());
+    // bf16 between 1 and 2, all different enough.
+    file.extend((0..(rows + 1) * cols).flat_map(|i| [u8::try_from(i * 37 % 251).unwrap(), 0x3f]));
+    fs::write(dir.join("model.safetensors"), file).unwrap();
+    let config = serde_json::json!({
+        "model_type": "llama", "hidden_size": cols, "vocab_size": rows, "num_hidden_layers": 0,
+        "torch_dtype": "bfloat16", "tie_word_embeddings": true,
+    });
+    fs::write(dir.join("config.json"), config.to_string()).unwrap();
+    fs::write(dir.join("tokenizer.json"), "{}").unwrap();
+}
+
+fn quantfs(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_quantfs"));
+    command.args(args).stdin(Stdio::null());
+    command
+}
+
+fn text(out: &Output) -> String {
+    format!("{}: {}{}", out.status, String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr))
+}
+
+fn within(time: Duration, what: &str, mut holds: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !holds() {
+        assert!(started.elapsed() < time, "not within {time:?}: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Whether the process runs; one that ended and was not yet waited for does not.
+fn is_alive(pid: Pid) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+}
+
+#[test]
+fn mount_returns_when_the_mount_answers_and_says_how_to_end_it() {
+    if !can_mount() {
+        return;
+    }
+    let model = Model::new();
+    let out = model.mount(&["--bits", "4"]);
+    let said = text(&out);
+    assert!(out.status.success(), "{said}");
+    let config = fs::read_to_string(model.mnt().join("config.json")).unwrap();
+    assert!(config.contains("quantization"), "{config}");
+    assert!(
+        said.contains("mlx-4bit-g64") && said.contains(&format!("quantfs umount {}", model.mnt().display())),
+        "{said}"
+    );
+    let log = said.split_once("log ").unwrap().1.lines().next().unwrap();
+    assert!(Path::new(log).exists() && fs::metadata(log).unwrap().mode() & 0o077 == 0, "{log}");
+    let status = model.status();
+    assert_eq!(status["state"], "live");
+    assert_eq!(status["spec"], "mlx-4bit-g64");
+    let live: Value = serde_json::from_slice(&fs::read(model.mnt().join(".quantfs/status.json")).unwrap()).unwrap();
+    assert_eq!(live["pid"], status["pid"]);
+    let metrics = fs::read_to_string(model.mnt().join(".quantfs/metrics")).unwrap();
+    assert!(metrics.contains("# TYPE quantfs_reads_total counter\nquantfs_reads_total "), "{metrics}");
+    let plan: Value = serde_json::from_slice(&fs::read(model.mnt().join(".quantfs/plan.json")).unwrap()).unwrap();
+    assert!(plan.to_string().contains("model.embed_tokens"), "{plan}");
+    let pid = model.pid();
+    let out = model.umount(&[]);
+    assert!(out.status.success() && out.stdout.is_empty(), "{}", text(&out));
+    assert!(!model.is_mounted() && !is_alive(pid), "umount waits for the daemon's end");
+}
+
+#[test]
+fn each_signal_unmounts() {
+    if !can_mount() {
+        return;
+    }
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
+        let model = Model::new();
+        model.mounted(&[]);
+        let pid = model.pid();
+        kill_process(pid, signal).unwrap();
+        within(Duration::from_secs(10), "the daemon's end", || !is_alive(pid));
+        assert!(!model.is_mounted(), "{signal:?}");
+    }
+}
+
+#[test]
+fn a_busy_mount_goes_at_once_and_its_readers_finish() {
+    if !can_mount() {
+        return;
+    }
+    let model = Model::new();
+    model.mounted(&[]);
+    let pid = model.pid();
+    let open = File::open(model.weights()).unwrap();
+    kill_process(pid, Signal::TERM).unwrap();
+    within(Duration::from_secs(10), "the unmount", || !model.is_mounted());
+    let mut buf = vec![0; 100_000];
+    open.read_exact_at(&mut buf, 50_000).unwrap();
+    assert!(is_alive(pid));
+    // A second signal gives the reader up.
+    kill_process(pid, Signal::TERM).unwrap();
+    within(Duration::from_secs(10), "the daemon's end", || !is_alive(pid));
+    assert!(open.read_at(&mut buf, 200_000).is_err());
+}
+
+#[test]
+fn umount_tells_of_readers_and_force_ends_them() {
+    if !can_mount() {
+        return;
+    }
+    for force in [false, true] {
+        let model = Model::new();
+        model.mounted(&[]);
+        let pid = model.pid();
+        let open = File::open(model.weights()).unwrap();
+        let out = model.umount(if force { &["--force"] } else { &[] });
+        assert!(out.status.success() && !model.is_mounted(), "{}", text(&out));
+        assert_eq!(text(&out).contains("files still open: 1"), !force, "{}", text(&out));
+        assert_eq!(open.read_at(&mut [0; 1000], 90_000).is_err(), force);
+        drop(open);
+        within(Duration::from_secs(10), "the daemon's end", || !is_alive(pid));
+    }
+}
+
+#[test]
+fn a_killed_daemon_leaves_a_mount_that_is_replaced_or_taken_down() {
+    if !can_mount() {
+        return;
+    }
+    let model = Model::new();
+    for replace in [true, false] {
+        model.mounted(&[]);
+        let pid = model.pid();
+        kill_process(pid, Signal::KILL).unwrap();
+        within(Duration::from_secs(10), "the daemon's end", || fs::read_dir(model.mnt()).is_err());
+        assert!(model.is_mounted());
+        assert_eq!(model.status()["state"], "dead");
+        if replace {
+            model.mounted(&["--bits", "8"]);
+            assert_eq!(model.status()["spec"], "mlx-8bit-g64");
+        }
+        let out = model.umount(&[]);
+        assert!(out.status.success() && !model.is_mounted(), "{}", text(&out));
+    }
+}
+
+#[test]
+fn a_live_mount_is_not_covered() {
+    if !can_mount() {
+        return;
+    }
+    let model = Model::new();
+    model.mounted(&[]);
+    refused(&model.mount(&[]), 1, &["already mounted", "quantfs umount"]);
+    assert_eq!(model.status()["state"], "live");
+}
+
+/// One line, that exit code, these words.
+fn refused(out: &Output, code: i32, words: &[&str]) {
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert_eq!(out.status.code(), Some(code), "{said}");
+    assert!(code == 2 || said.lines().count() == 1, "{said}");
+    for word in words {
+        assert!(said.contains(word), "`{word}` is not in: {said}");
+    }
+}
+
+#[test]
+fn bad_mounts_are_refused_in_one_line_and_leave_nothing() {
+    if !can_mount() {
+        return;
+    }
+    let model = Model::new();
+    let (source, mnt) = (model.source(), model.mnt());
+    let (source, mnt) = (source.to_str().unwrap(), mnt.to_str().unwrap());
+    let inside = format!("{source}/inside");
+    fs::create_dir(&inside).unwrap();
+    let try_mount = |args: &[&str]| quantfs(&["mount"]).args(args).output().unwrap();
+    refused(&try_mount(&[source, "/nowhere/at/all"]), 1, &["/nowhere/at/all", "does not exist"]);
+    refused(&try_mount(&[source, &format!("{source}/config.json")]), 1, &["not a directory"]);
+    refused(&try_mount(&[source, model.dir.path().to_str().unwrap()]), 1, &["lies inside the mount point"]);
+    refused(&try_mount(&[source, &inside]), 1, &[&inside, "inside the source"]);
+    refused(&try_mount(&[source, "/usr"]), 1, &["/usr", "not empty"]);
+    refused(&try_mount(&[source, "/proc"]), 1, &["/proc", "already mounted"]);
+    refused(&try_mount(&[source, "/dev/fd/987"]), 1, &["/dev/fd/987"]);
+    refused(&try_mount(&["/no/such/model", mnt]), 1, &["/no/such/model"]);
+    refused(&try_mount(&[source, mnt, "--spec", "9bit"]), 2, &["9bit"]);
+    refused(&try_mount(&[source, mnt, "-o", "ro,bogus=1"]), 2, &["-o bogus"]);
+    refused(&try_mount(&[source, mnt, "--cache-size", "1X"]), 2, &["--cache-size"]);
+    refused(&try_mount(&[source, mnt, "--umask", "9"]), 2, &["--umask"]);
+    refused(&quantfs(&["umount", mnt]).output().unwrap(), 1, &[mnt, "not a quantfs mount"]);
+    refused(&quantfs(&["status", mnt]).output().unwrap(), 1, &[mnt, "not a quantfs mount"]);
+    refused(&quantfs(&["warm", mnt]).output().unwrap(), 1, &[mnt, "not a quantfs mount"]);
+    assert!(!model.is_mounted());
+}
+
+#[test]
+fn options_come_the_way_fstab_writes_them() {
+    if !can_mount() {
+        return;
+    }
+    let model = Model::new();
+    // As mount.fuse3 calls us: no verb, and options of its own.
+    let mut command = quantfs(&[]);
+    command.arg(model.source()).arg(model.mnt()).args(["-o", "rw,spec=8bit-g32,umask=077,dev,suid"]);
+    let out = command.output().unwrap();
+    assert!(out.status.success(), "{}", text(&out));
+    assert_eq!(model.status()["spec"], "mlx-8bit-g32");
+    assert_eq!(fs::metadata(model.weights()).unwrap().mode() & 0o777, 0o400);
+    assert_eq!(File::create(model.mnt().join("x")).unwrap_err().raw_os_error(), Some(libc::EROFS));
+}
+
+#[test]
+fn the_foreground_logs_to_standard_error() {
+    if !can_mount() {
+        return;
+    }
+    let model = Model::new();
+    let mut command = quantfs(&["mount", "-f"]);
+    let mut child = command.arg(model.source()).arg(model.mnt()).stderr(Stdio::piped()).spawn().unwrap();
+    within(Duration::from_secs(20), "the mount", || model.is_mounted() && model.weights().exists());
+    let pid = Pid::from_child(&child);
+    kill_process(pid, Signal::INT).unwrap();
+    let mut log = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+    assert!(child.wait().unwrap().success(), "{log}");
+    assert!(log.contains("mlx-4bit-g64") && log.contains("told to stop"), "{log}");
+    assert!(!model.is_mounted());
+}
+
+#[test]
+fn warm_leaves_nothing_to_compute() {
+    if !can_mount() {
+        return;
+    }
+    let model = Model::new();
+    model.mounted(&[]);
+    let out = quantfs(&["warm"]).arg(model.mnt()).arg("*.safetensors").output().unwrap();
+    assert!(out.status.success() && text(&out).contains("1 files"), "{}", text(&out));
+    let reads = model.status()["counters"]["reads"].clone();
+    assert!(reads.as_u64().unwrap() > 0);
+    fs::read(model.weights()).unwrap();
+    assert_eq!(model.status()["counters"]["reads"], reads, "the page cache answers");
+    refused(&quantfs(&["warm"]).arg(model.mnt()).arg("nix*").output().unwrap(), 1, &["nix*"]);
+}
+
+#[test]
+fn the_socket_is_the_users_alone_and_stays_with_its_protocol() {
+    if !can_mount_as_root() {
+        return;
+    }
+    let model = Model::new();
+    model.mounted(&[]);
+    let (major, minor) = mountinfo::at(&model.mnt()).unwrap().unwrap().device;
+    let path = PathBuf::from(format!("/run/quantfs/{major}-{minor}.sock"));
+    assert_eq!(fs::metadata("/run/quantfs").unwrap().mode() & 0o777, 0o700);
+    let mut socket = UnixStream::connect(&path).unwrap();
+    socket.write_all(b"{\"version\":99,\"request\":\"status\"}\n{\"version\":1,\"request\":\"status\"}\n").unwrap();
+    let mut lines = BufReader::new(&socket).lines();
+    assert!(lines.next().unwrap().unwrap().contains("version 1"));
+    assert!(lines.next().unwrap().unwrap().contains("\"done\""));
+    assert!(model.umount(&[]).status.success());
+    assert!(!path.exists(), "the socket goes with the mount");
+}
+
+#[test]
+fn a_descriptor_is_inherited_by_the_background_process() {
+    if !can_mount_as_root() {
+        return;
+    }
+    let model = Model::new();
+    let device = File::options().read(true).write(true).open("/dev/fuse").unwrap();
+    // Without close-on-exec the background process of the background process has it, too.
+    rustix::io::fcntl_setfd(&device, rustix::io::FdFlags::empty()).unwrap();
+    mount_by_hand(&device, &model.mnt(), "quantfs", rustix::mount::MountFlags::RDONLY);
+    let out = quantfs(&["mount"]).arg(model.source()).arg(format!("/dev/fd/{}", device.as_raw_fd())).output().unwrap();
+    assert!(out.status.success(), "{}", text(&out));
+    drop(device);
+    assert!(fs::read(model.weights()).unwrap().len() > 100_000);
+    let pid: i32 = text(&out).split_once("process ").unwrap().1.split(',').next().unwrap().parse().unwrap();
+    unmount_by_hand(&model.mnt());
+    within(Duration::from_secs(10), "the daemon's end", || !is_alive(Pid::from_raw(pid).unwrap()));
+}
+
+#[test]
+fn an_ordinary_user_has_the_whole_life_of_a_mount() {
+    if !can_mount_as_root() || !has_fusermount() {
+        return;
+    }
+    let model = Model::new();
+    let home = model.dir.path().join("home");
+    fs::create_dir(&home).unwrap();
+    let exe = model.dir.path().join("quantfs");
+    fs::copy(env!("CARGO_BIN_EXE_quantfs"), &exe).unwrap();
+    for path in [&home, &model.mnt(), &model.source()] {
+        std::os::unix::fs::chown(path, Some(65534), Some(65534)).unwrap();
+    }
+    let script = format!(
+        "set -e; export HOME={home} XDG_RUNTIME_DIR={home}\n{exe} mount {source} {mnt}\n\
+         touch {home}/mounted; while [ -d {home} -a ! -e {home}/go ]; do sleep 0.02; done\n\
+         {exe} status {mnt} --json | grep -q '\"state\": \"live\"'\n{exe} umount {mnt}\n\
+         ! grep -q {mnt} /proc/self/mountinfo\n{exe} mount {source} {mnt} --allow-other 2>&1 | grep user_allow_other\n",
+        home = home.display(),
+        exe = exe.display(),
+        source = model.source().display(),
+        mnt = model.mnt().display()
+    );
+    let mut shell = let_nobody_mount(model.dir.path(), Path::new("sh"));
+    shell.args(["-c", &script]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let shell = shell.spawn().unwrap();
+    within(Duration::from_secs(20), "the mount", || home.join("mounted").exists());
+    let socket = fs::read_dir(home.join("quantfs")).unwrap().map(|e| e.unwrap().path());
+    let socket = socket.into_iter().find(|path| path.extension().is_some_and(|x| x == "sock")).unwrap();
+    let mut answer = String::new();
+    BufReader::new(UnixStream::connect(socket).unwrap()).read_line(&mut answer).unwrap();
+    assert!(answer.contains("only the user who mounted"), "not even root is answered: {answer}");
+    fs::write(home.join("go"), "").unwrap();
+    let out = shell.wait_with_output().unwrap();
+    assert!(out.status.success(), "{}", text(&out));
+    let out = as_nobody(&exe).args(["umount", "--all"]).current_dir("/").output().unwrap();
+    assert!(out.status.success(), "nothing to do is no failure: {}", text(&out));
+}
+
+/// Runs a script as root in a mount namespace of its own: `$1` the program, `$2` the model, `$3` the
+/// mount point, `$4` a scratch directory.
+fn in_a_namespace(model: &Model, script: &str) -> Output {
+    let exe = model.dir.path().join("quantfs");
+    fs::copy(env!("CARGO_BIN_EXE_quantfs"), &exe).unwrap();
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", script, "sh"]).args([&exe, &model.source(), &model.mnt()]);
+    command.arg(model.dir.path()).current_dir("/").output().unwrap()
+}
+
+#[test]
+fn a_missing_device_is_told() {
+    if !can_mount_as_root() {
+        return;
+    }
+    let model = Model::new();
+    let out = in_a_namespace(&model, "mount -t tmpfs x /dev; mknod /dev/null c 1 3; exec \"$1\" mount \"$2\" \"$3\"");
+    refused(&out, 1, &["/dev/fuse is missing", "modprobe fuse", "--device /dev/fuse"]);
+}
+
+#[test]
+fn a_missing_fusermount3_is_told() {
+    if !can_mount_as_root() {
+        return;
+    }
+    let model = Model::new();
+    let script = "cp \"$(command -v setpriv)\" \"$4/setpriv\"; mkdir \"$4/empty\" \"$4/home\"; chmod 777 \"$4/home\"
+        export HOME=\"$4/home\"; mount --bind \"$4/empty\" /usr/bin
+        exec \"$4/setpriv\" --reuid=65534 --regid=65534 --clear-groups -- \"$1\" mount \"$2\" \"$3\"";
+    refused(&in_a_namespace(&model, script), 1, &["fusermount3", "install the package fuse3"]);
+}

@@ -1,0 +1,231 @@
+//! What every scheme of every format promises; a new format is tested by being registered.
+
+use std::{collections::BTreeMap, ops::Range, sync::Arc};
+
+use quantfs::{
+    kernel::{Cast, kernels},
+    quant::{FORMATS, Format, Part, Scheme, Weight, format::cast},
+    tensor::{Float, Rows},
+};
+
+/// Every scheme that can be bound, under its full name.
+fn schemes() -> Vec<(String, Arc<dyn Scheme>)> {
+    let mut found = vec![("cast".to_owned(), Arc::new(cast::Cast) as Arc<dyn Scheme>)];
+    for format in FORMATS {
+        for scheme in format.schemes() {
+            for options in choices(&format.options(scheme)) {
+                let name = format!("{}-{scheme}-{}", format.name(), options.join("-"));
+                match format.bind(scheme, &options) {
+                    Ok(Some(bound)) => found.push((name, bound)),
+                    Ok(None) => assert_eq!(*scheme, "source", "{name} keeps the source"),
+                    Err(why) => panic!("{name} is offered and refused: {why}"),
+                }
+            }
+        }
+    }
+    found
+}
+
+/// One word of each list, in every combination.
+fn choices(lists: &[&'static [&'static str]]) -> Vec<Vec<&'static str>> {
+    lists.iter().fold(vec![vec![]], |sofar, list| {
+        let longer = |s: &Vec<&'static str>| list.iter().map(|w| [s.as_slice(), &[*w]].concat()).collect::<Vec<_>>();
+        sofar.iter().flat_map(longer).collect()
+    })
+}
+
+fn weight(float: Float, shape: &[usize]) -> Weight {
+    Weight { stem: "model.layers.0.mlp.up_proj".into(), float, shape: shape.to_vec() }
+}
+
+/// Bell-shaped elements, the same in every run, as f32 and in a float.
+fn elements(float: Float, count: usize) -> (Vec<f32>, Vec<u8>) {
+    let mut state = 7u64;
+    let mut uniform = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
+    };
+    let wide: Vec<u8> =
+        (0..count).flat_map(|_| (0.03 * (0..8).map(|_| uniform()).sum::<f32>()).to_le_bytes()).collect();
+    let mut bytes = vec![0; count * float.size()];
+    kernels().cast(&Cast { from: Float::F32, to: float, plus_one: false }, &wide, &mut bytes);
+    let mut back = vec![0; count * 4];
+    kernels().cast(&Cast { from: float, to: Float::F32, plus_one: false }, &bytes, &mut back);
+    (back.chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect(), bytes)
+}
+
+/// The parts' bytes of a band of a weight.
+fn encode(scheme: &dyn Scheme, weight: &Weight, parts: &[Part], data: &[u8], band: Range<usize>) -> Vec<Vec<u8>> {
+    let (banding, extent) = (scheme.banding(weight), scheme.banding(weight).extent(weight));
+    let mut made: Vec<Vec<u8>> =
+        parts.iter().map(|p| vec![0xa5; p.range(banding, extent, band.clone()).len()]).collect();
+    let mut out: Vec<&mut [u8]> = made.iter_mut().map(Vec::as_mut_slice).collect();
+    let size = weight.float.size();
+    let rows = Rows { data: &data[band.start * size..band.end * size], float: weight.float, rows: 1, cols: band.len() };
+    scheme.encode(rows, &mut out);
+    made
+}
+
+#[test]
+fn ids_are_distinct() {
+    let mut seen: BTreeMap<String, String> = BTreeMap::new();
+    let all = schemes();
+    assert!(all.len() > 60, "only {} schemes", all.len());
+    for (name, scheme) in all {
+        if let Some(other) = seen.insert(scheme.id(), name.clone()) {
+            panic!("{name} and {other} have the id {}", scheme.id());
+        }
+    }
+}
+
+#[test]
+fn parts_add_up() {
+    for (name, scheme) in schemes() {
+        for float in Float::ALL {
+            for shape in [&[1, 128][..], &[5, 256], &[3, 2, 384], &[2, 1, 3, 128]] {
+                let weight = weight(float, shape);
+                let parts = scheme.parts(&weight).unwrap_or_else(|e| panic!("{name} of {shape:?}: {e}"));
+                let (banding, extent) = (scheme.banding(&weight), scheme.banding(&weight).extent(&weight));
+                let mut suffixes: Vec<&str> = parts.iter().map(|p| p.suffix).collect();
+                suffixes.sort_unstable();
+                suffixes.dedup();
+                assert_eq!(suffixes.len(), parts.len(), "{name}: {suffixes:?}");
+                for part in &parts {
+                    assert_eq!(part.range(banding, extent, 0..extent), 0..part.len(), "{name}{}", part.suffix);
+                    assert_eq!(part.shape.len(), shape.len(), "{name}{}", part.suffix);
+                    let granules = extent / banding.granule;
+                    assert_eq!(
+                        part.range(banding, extent, 0..banding.granule).len() * granules,
+                        part.len(),
+                        "{name}{}",
+                        part.suffix
+                    );
+                }
+                assert!(parts[0].suffix == ".weight" || name == "cast", "{name}: codes come first");
+            }
+        }
+    }
+}
+
+#[test]
+fn bands_make_the_same_bytes_as_the_whole() {
+    for (name, scheme) in schemes() {
+        for float in Float::ALL {
+            let weight = weight(float, &[17, 384]);
+            let parts = scheme.parts(&weight).unwrap();
+            let (_, data) = elements(float, weight.elements());
+            let (banding, extent) = (scheme.banding(&weight), scheme.banding(&weight).extent(&weight));
+            let whole = encode(&*scheme, &weight, &parts, &data, 0..extent);
+            for step in [1, 3, 7].map(|n| n * banding.granule) {
+                let cuts = (0..extent).step_by(step).map(|a| a..(a + step).min(extent));
+                let mut pieces = vec![vec![]; parts.len()];
+                for band in cuts {
+                    let made = encode(&*scheme, &weight, &parts, &data, band);
+                    pieces.iter_mut().zip(made).for_each(|(p, m)| p.extend(m));
+                }
+                assert!(pieces == whole, "{name} of {} in bands of {step}", float.name());
+            }
+        }
+    }
+}
+
+/// Root mean square error over root mean square of bell-shaped weights: the least and the most that
+/// a scheme of so many bits has; most are near the middle. Both, so that no decoder passes by chance.
+fn expected_error(mode: &str, bits: u32) -> (f64, f64) {
+    match (mode, bits) {
+        ("dense", _) => (0.0, 0.0),
+        ("mxfp4", _) => (0.09, 0.14),
+        ("mxfp8", _) => (0.02, 0.08),
+        ("nvfp4", _) => (0.08, 0.12),
+        ("affine", 8) => (0.004, 0.012),
+        ("affine", b) => {
+            let steps = f64::from((1 << b) - 1);
+            (0.9 / steps, 1.9 / steps)
+        }
+        other => panic!("no bound for {other:?}"),
+    }
+}
+
+#[test]
+fn decoding_gives_the_weights_back_within_the_schemes_error() {
+    for (name, scheme) in schemes() {
+        for float in Float::ALL {
+            let weight = weight(float, &[64, 512]);
+            let parts = scheme.parts(&weight).unwrap();
+            let (values, data) = elements(float, weight.elements());
+            let made = encode(&*scheme, &weight, &parts, &data, 0..values.len());
+            let mut back = vec![f32::NAN; values.len()];
+            scheme.decode(&made.iter().map(Vec::as_slice).collect::<Vec<_>>(), float, &mut back);
+            let square = |x: f32| f64::from(x) * f64::from(x);
+            let error: f64 = values.iter().zip(&back).map(|(a, b)| square(a - b)).sum();
+            let relative = (error / values.iter().map(|v| square(*v)).sum::<f64>()).sqrt();
+            let facts = scheme.facts();
+            let (least, most) = expected_error(facts.mode, facts.bits);
+            assert!((least..=most).contains(&relative), "{name} of {}: {relative}, not {least}..{most}", float.name());
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_stored_is_refused_with_the_reason() {
+    for (name, scheme) in schemes().into_iter().filter(|(n, _)| n != "cast") {
+        let group = scheme.facts().group_size;
+        let cases: [(&[usize], &str); 6] = [
+            (&[], "only matrices"),
+            (&[256], "only matrices"),
+            (&[4, group + 8], "no whole groups"),
+            (&[4, 1], "no whole groups"),
+            (&[0, 256], "no elements"),
+            (&[4, 0], "no elements"),
+        ];
+        for (shape, reason) in cases {
+            let Err(why) = scheme.parts(&weight(Float::Bf16, shape)) else { panic!("{name} takes {shape:?}") };
+            assert!(why.to_string().contains(reason), "{name} of {shape:?}: {why}");
+        }
+    }
+}
+
+#[test]
+fn words_that_a_format_does_not_have_are_refused() {
+    for format in FORMATS {
+        for scheme in format.schemes() {
+            let defaults: Vec<&str> = format.options(scheme).iter().map(|list| list[0]).collect();
+            assert!(
+                format.bind(scheme, &[&defaults[..], &["hqq"]].concat()).is_err(),
+                "{}-{scheme}-hqq",
+                format.name()
+            );
+            for i in 0..defaults.len() {
+                let mut wrong = defaults.clone();
+                wrong[i] = "ls";
+                assert!(format.bind(scheme, &wrong).is_err(), "{}-{scheme} {wrong:?}", format.name());
+                assert!(
+                    format.bind(scheme, &defaults[..i]).is_err(),
+                    "{}-{scheme} {:?}",
+                    format.name(),
+                    &defaults[..i]
+                );
+            }
+        }
+        assert!(format.bind("7bit", &["g64", "cpu"]).is_err());
+        assert!(format.schemes().iter().all(|s| !s.is_empty()) && !format.readers().is_empty());
+    }
+}
+
+/// zimage.swift's scales are f32 whatever the weight is, and come from the weight as f32.
+#[test]
+fn zimage_quantizes_what_f32_would_be() {
+    let zimage: &dyn Format = *FORMATS.iter().find(|f| f.name() == "zimage").unwrap();
+    for scheme in zimage.schemes() {
+        let options: Vec<&str> = zimage.options(scheme).iter().map(|list| list[0]).collect();
+        let bound = zimage.bind(scheme, &options).unwrap().unwrap();
+        let (values, data) = elements(Float::Bf16, 8 * 512);
+        let wide: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let [(ours, parts), (theirs, wide_parts)] = [(Float::Bf16, &data), (Float::F32, &wide)].map(|(float, data)| {
+            let weight = weight(float, &[8, 512]);
+            let parts = bound.parts(&weight).unwrap();
+            (encode(&*bound, &weight, &parts, data, 0..8 * 512), parts)
+        });
+        assert!(ours == theirs && parts == wide_parts, "{scheme}");
+    }
+}

@@ -1,0 +1,54 @@
+//! README's tables are the registry's, and its command lines are understood.
+
+use std::{collections::BTreeSet, fs, path::Path, process::Command};
+
+use quantfs::{cli::formats, quant::dialect::mlx::MLX};
+
+fn readme() -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap()
+}
+
+/// What stands between the comments `<!-- NAME: ... -->` and `<!-- /NAME -->`.
+fn between(name: &str) -> String {
+    let text = readme();
+    let start = text.find(&format!("<!-- {name}:")).unwrap();
+    let start = start + text[start..].find("-->\n").unwrap() + 4;
+    let end = start + text[start..].find(&format!("<!-- /{name} -->")).unwrap();
+    text[start..end].trim().to_owned()
+}
+
+#[test]
+fn the_formats_are_the_registrys() {
+    assert_eq!(between("formats"), formats::markdown().trim(), "put the output of `quantfs formats --markdown` there");
+}
+
+#[test]
+fn the_families_are_those_with_a_case() {
+    let cases = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/dialect")).unwrap();
+    let names = cases.map(|c| c.unwrap().path().file_stem().unwrap().to_string_lossy().into_owned());
+    let checked: BTreeSet<String> = names.collect();
+    let listed: Vec<String> = between("families").split_whitespace().map(|w| w.trim_matches('`').to_owned()).collect();
+    assert_eq!(listed, checked.iter().cloned().collect::<Vec<_>>(), "put the names of tests/golden/dialect there");
+    for name in MLX.model_types() {
+        let said = checked.contains(name) || readme().contains(&format!("`{name}`"));
+        assert!(said, "{name} has a family, but no case that mlx-lm wrote, and README does not say that it is refused");
+    }
+}
+
+/// Every indented line of README that starts with `quantfs` is no usage error. The paths in it do
+/// not exist here, so that nothing is mounted.
+#[test]
+fn its_commands_are_understood() {
+    let text = readme();
+    let commands: Vec<&str> = text.lines().filter_map(|l| l.strip_prefix("    quantfs ")).collect();
+    assert!(commands.len() > 5, "found only {} command lines", commands.len());
+    let nowhere = tempfile::tempdir().unwrap();
+    for command in commands {
+        let command = command.split(" #").next().unwrap_or_default().replace('\'', "");
+        let words = command.split_whitespace().map(|w| w.replace("~/", "nowhere/").replace("/tmp/", "nowhere/"));
+        let done =
+            Command::new(env!("CARGO_BIN_EXE_quantfs")).args(words).current_dir(nowhere.path()).output().unwrap();
+        let error = String::from_utf8_lossy(&done.stderr);
+        assert_ne!(done.status.code(), Some(2), "quantfs {command}: {error}");
+    }
+}
