@@ -20,7 +20,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::places;
+use super::belongings;
 
 /// Of the protocol. A daemon refuses requests of another version, by name.
 const VERSION: u32 = 1;
@@ -77,7 +77,7 @@ pub(super) struct Control {
 /// # Errors
 /// Where its directory cannot be had.
 pub(super) fn socket((major, minor): (u32, u32)) -> io::Result<PathBuf> {
-    Ok(places::sockets()?.join(format!("{major}-{minor}.sock")))
+    Ok(belongings::sockets()?.join(format!("{major}-{minor}.sock")))
 }
 
 impl Control {

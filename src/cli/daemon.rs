@@ -19,7 +19,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Failure, places};
+use super::{Failure, belongings};
 
 /// Planning reads headers only, but of thousands of files on a slow network it may take a while.
 const READY_TIMEOUT: Duration = Duration::from_secs(120);
@@ -62,7 +62,7 @@ pub(super) struct Ready {
 /// # Errors
 /// What keeps the mount from being made, in the background process's own words.
 pub(super) fn start(args: &[OsString], mountpoint: &Path) -> Result<(Ready, PathBuf), Failure> {
-    let log = places::logs()?.join(log_name(mountpoint));
+    let log = belongings::logs()?.join(log_name(mountpoint));
     let mut child = Command::new(env::current_exe()?)
         .args(args)
         .arg("--report")

@@ -18,6 +18,8 @@ pub mod verify;
 #[cfg(feature = "fuse")]
 pub mod args;
 #[cfg(feature = "fuse")]
+mod belongings;
+#[cfg(feature = "fuse")]
 mod control;
 #[cfg(feature = "fuse")]
 mod daemon;
