@@ -15,8 +15,11 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::{
-    bulk::{Error, Progress},
-    container::{Malformed, index, json, safetensors},
+    bulk::{
+        Error, Progress,
+        holdings::{Held, Holdings},
+    },
+    container::{index, json},
     tensor::Dtype,
 };
 
@@ -53,79 +56,19 @@ impl Audit {
     }
 }
 
-/// A tensor that some file holds.
-struct Held {
-    file: PathBuf,
-    tensor: safetensors::Tensor,
-}
-
 /// Audits a directory.
 ///
 /// # Errors
 /// A directory without weights, or one that cannot be read; what is wrong inside is in the audit.
 pub fn audit(directory: &Path, progress: &dyn Progress) -> Result<Audit, Error> {
-    let mut found = Audit::default();
-    let mut directories = vec![directory.to_owned()];
-    let mut any = false;
-    let mut held: BTreeMap<PathBuf, BTreeMap<String, Held>> = BTreeMap::new();
-    while let Some(at) = directories.pop() {
-        let mut here = BTreeMap::new();
-        for entry in std::fs::read_dir(&at).map_err(|e| Error::io(&at, e))? {
-            let path = entry.map_err(|e| Error::io(&at, e))?.path();
-            if path.is_dir() {
-                directories.push(path);
-            } else if path.extension().is_some_and(|x| x == "safetensors") {
-                any = true;
-                hold(&path, &mut here, &mut found);
-            }
-        }
-        held.insert(at, here);
-    }
-    if !any {
-        return Err(Error::Refused(format!(
-            "{}: no .safetensors file in it; verify takes a directory of weights",
-            directory.display()
-        )));
-    }
+    let Holdings { held, faults } = Holdings::read(directory)?;
+    let mut found = Audit { faults, ..Audit::default() };
     for (at, here) in &held {
         check_indexes(at, here, &mut found)?;
     }
     check_manifest(directory, &held, &mut found)?;
     check_scales(&held, &mut found, progress)?;
     Ok(found)
-}
-
-fn hold(path: &Path, here: &mut BTreeMap<String, Held>, found: &mut Audit) {
-    match header(path) {
-        Ok(header) => {
-            for tensor in header.tensors {
-                let name = tensor.info.name.clone();
-                if let Some(other) = here.insert(name.clone(), Held { file: path.to_owned(), tensor }) {
-                    found.faults.push(format!(
-                        "tensor {name} is in {} and in {}",
-                        other.file.display(),
-                        path.display()
-                    ));
-                }
-            }
-        }
-        Err(why) => found.faults.push(format!("{}: {why}", path.display())),
-    }
-}
-
-fn header(path: &Path) -> Result<safetensors::Header, HeaderFault> {
-    let file = File::open(path)?;
-    let len = file.metadata()?.len();
-    safetensors::read(len, |offset, buf| Ok(file.read_exact_at(buf, offset)?))
-}
-
-/// Why a header could not be had.
-#[derive(Debug, thiserror::Error)]
-enum HeaderFault {
-    #[error(transparent)]
-    Io(#[from] std::io::Error),
-    #[error(transparent)]
-    Malformed(#[from] Malformed),
 }
 
 fn check_indexes(at: &Path, here: &BTreeMap<String, Held>, found: &mut Audit) -> Result<(), Error> {

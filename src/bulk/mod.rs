@@ -5,10 +5,13 @@
 
 mod audit;
 mod compare;
+mod describe;
 mod export;
+mod holdings;
 
 pub use audit::{Audit, audit};
 pub use compare::{Comparison, Difference, compare};
+pub use describe::describe;
 pub use export::export;
 
 /// What a long job tells while it runs. Called from several threads.

@@ -1,11 +1,13 @@
 //! `quantfs inspect`: the plan as a table, without reading a weight.
 
-use std::{collections::BTreeMap, io::Write};
+use std::{collections::BTreeMap, io::Write, path::Path};
 
 use clap::Args;
 
 use crate::{
+    bulk,
     cli::{Failure, caches, options::ViewArgs, size},
+    container::json,
     plan::{self, Plan, Row},
     source,
 };
@@ -16,7 +18,8 @@ use crate::{
     after_help = "Examples:\n  quantfs inspect ~/models/Some-Llama --bits 4\n  quantfs inspect org/name --spec mlx-mxfp4 --all\n  quantfs inspect . --json | jq .totals"
 )]
 pub struct Inspect {
-    /// A model directory, a repo id of the Hugging Face cache, or a .safetensors file
+    /// A model directory, a repo id of the Hugging Face cache, a .safetensors file; or a quantized
+    /// directory, of which it prints what it holds
     pub path: String,
     #[command(flatten)]
     view: ViewArgs,
@@ -34,6 +37,10 @@ pub struct Inspect {
 /// What keeps the view from being planned.
 pub fn run(args: &Inspect, out: &mut dyn Write) -> Result<(), Failure> {
     let options = args.view.options()?;
+    let path = Path::new(&args.path);
+    if args.view.says_nothing() && path.is_dir() && is_quantized(path) {
+        return quantized(args, path, out);
+    }
     let source = source::open(&args.path, &caches())?;
     let plan = plan::build(source.as_ref(), &options)?;
     if args.json {
@@ -41,6 +48,30 @@ pub fn run(args: &Inspect, out: &mut dyn Write) -> Result<(), Failure> {
         return Ok(());
     }
     table(&plan, args.all, out)?;
+    Ok(())
+}
+
+/// Whether a directory says of itself that its weights are quantized.
+fn is_quantized(path: &Path) -> bool {
+    let config = std::fs::read(path.join("config.json")).ok().and_then(|bytes| json::parse(&bytes).ok());
+    path.join("quantization.json").exists() || config.is_some_and(|c| c.get("quantization").is_some())
+}
+
+fn quantized(args: &Inspect, path: &Path, out: &mut dyn Write) -> Result<(), Failure> {
+    let rows = bulk::describe(path)?;
+    if args.json {
+        writeln!(out, "{:#}", serde_json::json!({ "path": args.path, "tensors": rows }))?;
+        return Ok(());
+    }
+    let mut lines = vec![["tensor", "shape", "dtype", "stored", "bits", "bytes", "", ""].map(str::to_owned)];
+    for (name, rows) in grouped(&rows, args.all) {
+        let [tensor, shape, dtype, becomes, bits, bytes, _, why] = line(&name, &rows);
+        lines.push([tensor, shape, dtype, becomes, bits, bytes, why, String::new()]);
+    }
+    print_aligned(&lines, out)?;
+    let dense = rows.iter().filter(|r| r.becomes == "dense").count();
+    let bytes = rows.iter().map(|r| r.bytes_after).sum();
+    writeln!(out, "{} tensors quantized, {dense} dense, {}", rows.len() - dense, size::render(bytes))?;
     Ok(())
 }
 

@@ -1,6 +1,7 @@
 //! Integration tests, one binary: a module for each subject.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+mod bulk;
 mod cache;
 #[path = "../common/mod.rs"]
 mod common;

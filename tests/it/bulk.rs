@@ -1,0 +1,174 @@
+//! Export, audit, comparison and description of whole directories.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use quantfs::{
+    bulk::{self, Silent},
+    plan::{self, Options, Parts, Spec},
+    source::{self, Caches, Source},
+    view::{self, Engine, View},
+};
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/mlx_lm").join(name)
+}
+
+fn view(path: &Path, spec: &str) -> Arc<View> {
+    let source: Arc<dyn Source> = source::open(path.to_str().unwrap(), &Caches { hub: vec![] }).unwrap().into();
+    let options = Options::new(Spec::parse(Some(spec), &Parts::default()).unwrap());
+    let plan = plan::build(source.as_ref(), &options).unwrap();
+    View::new(Arc::new(plan), source, Engine::new(view::Options::default()).unwrap())
+}
+
+/// A copy of what mlx_lm wrote, to be spoilt.
+fn copy(name: &str) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(golden(name)).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, dir.path().join(path.file_name().unwrap())).unwrap();
+    }
+    dir
+}
+
+/// Overwrites the first bytes of a tensor.
+fn overwrite(dir: &Path, tensor: &str, bytes: &[u8]) {
+    let path = dir.join("model.safetensors");
+    let mut file = fs::read(&path).unwrap();
+    let header = crate::common::headers::header(&file).unwrap();
+    let at = header.tensors.iter().find(|t| t.info.name == tensor).unwrap().range.start;
+    let at = usize::try_from(at).unwrap();
+    file[at..at + bytes.len()].copy_from_slice(bytes);
+    fs::write(path, file).unwrap();
+}
+
+#[test]
+fn what_mlx_lm_wrote_is_sound() {
+    for name in ["llama_q4_g64", "llama_mxfp4", "qwen3_moe_q4_g64", "gemma2_q4_g64"] {
+        let audit = bulk::audit(&golden(name), &Silent).unwrap();
+        assert!(audit.is_sound() && audit.matched > 10 && audit.scales > 0, "{name}: {audit:?}");
+        assert!(audit.extra.is_empty());
+    }
+}
+
+#[test]
+fn an_audit_sees_what_is_wrong() {
+    let index = "model.safetensors.index.json";
+    let edited = |dir: &Path, from: &str, to: &str| {
+        let text = fs::read_to_string(dir.join(index)).unwrap();
+        assert!(text.contains(from));
+        fs::write(dir.join(index), text.replace(from, to)).unwrap();
+    };
+    let found = |spoil: &dyn Fn(&Path)| {
+        let dir = copy("llama_q4_g64");
+        spoil(dir.path());
+        let audit = bulk::audit(dir.path(), &Silent).unwrap();
+        assert!(!audit.is_sound(), "{audit:?}");
+        [audit.missing, audit.faults].concat().join("; ")
+    };
+    let missing = found(&|d| edited(d, "\"lm_head.scales\"", "\"lm_head.ghost\""));
+    assert!(missing.contains("lm_head.ghost"), "{missing}");
+    let nan = found(&|d| overwrite(d, "model.layers.1.mlp.up_proj.scales", &[0xC0, 0x7F]));
+    assert!(nan.contains("model.layers.1.mlp.up_proj.scales") && nan.contains("not finite"), "{nan}");
+    let cut = found(&|d| {
+        let file = fs::File::options().write(true).open(d.join("model.safetensors")).unwrap();
+        file.set_len(9000).unwrap();
+    });
+    assert!(cut.contains("model.safetensors"), "{cut}");
+    let moved =
+        found(&|d| edited(d, "\"lm_head.scales\": \"model.safetensors\"", "\"lm_head.scales\": \"other.safetensors\""));
+    assert!(moved.contains("lm_head.scales") && moved.contains("other.safetensors"), "{moved}");
+    assert!(bulk::audit(&golden(".."), &Silent).is_ok(), "a directory of directories is walked");
+    let empty = tempfile::tempdir().unwrap();
+    assert!(bulk::audit(empty.path(), &Silent).unwrap_err().to_string().contains("no .safetensors"));
+}
+
+#[test]
+fn an_audit_holds_the_manifest_against_the_shapes() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    bulk::export(&view(&golden("llama_src"), "4bit"), &out, &Silent).unwrap();
+    assert!(bulk::audit(&out, &Silent).unwrap().is_sound());
+    let path = out.join("quantization.json");
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(&path, text.replacen("\"bits\" : 4", "\"bits\" : 8", 2)).unwrap();
+    let audit = bulk::audit(&out, &Silent).unwrap();
+    assert!(audit.faults.iter().any(|f| f.contains("codes of 8 bits")), "{audit:?}");
+}
+
+#[test]
+fn a_comparison_finds_every_difference() {
+    let dir = tempfile::tempdir().unwrap();
+    let (out, view) = (dir.path().join("out"), view(&golden("llama_src"), "4bit"));
+    bulk::export(&view, &out, &Silent).unwrap();
+    assert!(bulk::compare(&view, &out, &Silent).unwrap().is_equal());
+    let shard = out.join("model.safetensors");
+    let mut bytes = fs::read(&shard).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    fs::write(&shard, &bytes).unwrap();
+    fs::remove_file(out.join("config.json")).unwrap();
+    fs::write(out.join("more.txt"), "x").unwrap();
+    let found = bulk::compare(&view, &out, &Silent).unwrap();
+    assert!(!found.is_equal());
+    assert_eq!((found.missing, found.extra), (vec!["config.json".to_owned()], vec!["more.txt".to_owned()]));
+    assert_eq!(
+        found.different.iter().map(|d| (d.path.as_str(), d.offset)).collect::<Vec<_>>(),
+        [("model.safetensors", last as u64)]
+    );
+    fs::write(&shard, &bytes[..last]).unwrap();
+    let found = bulk::compare(&view, &out, &Silent).unwrap();
+    assert_eq!(found.different[0].lengths, (last as u64, last as u64 + 1));
+}
+
+#[test]
+fn an_export_is_taken_up_where_it_stopped() {
+    let dir = tempfile::tempdir().unwrap();
+    let (out, view4) = (dir.path().join("out"), view(&golden("llama_src"), "4bit"));
+    let total: u64 = view4.plan().files.iter().map(|f| f.len).sum();
+    assert_eq!(bulk::export(&view4, &out, &Silent).unwrap(), total);
+    assert!(bulk::export(&view4, &out, &Silent).unwrap_err().to_string().contains("not empty"));
+    // As a kill leaves it: the mark is there, one file is partial and one is whole.
+    let again = dir.path().join("again");
+    struct Stops(PathBuf);
+    impl bulk::Progress for Stops {
+        fn begin(&self, _: u64) {}
+        fn advance(&self, _: u64) {}
+        fn note(&self, what: &str) {
+            // The directory cannot be written to from the second file on.
+            if what != "config.json" {
+                fs::create_dir_all(self.0.join(format!("{what}.quantfs-partial"))).unwrap();
+            }
+        }
+    }
+    assert!(bulk::export(&view4, &again, &Stops(again.clone())).is_err());
+    assert!(again.join("config.json").exists() && !again.join("model.safetensors").exists());
+    fs::remove_dir(again.join("model.safetensors.quantfs-partial")).unwrap();
+    let refused = bulk::export(&view(&golden("llama_src"), "8bit"), &again, &Silent).unwrap_err().to_string();
+    assert!(refused.contains("another view") && refused.contains("mlx-4bit-g64"), "{refused}");
+    let config = fs::metadata(again.join("config.json")).unwrap().len();
+    assert_eq!(bulk::export(&view4, &again, &Silent).unwrap(), total - config);
+    assert!(bulk::compare(&view4, &again, &Silent).unwrap().is_equal());
+    assert!(bulk::compare(&view4, &again, &Silent).unwrap().extra.is_empty(), "no mark and no partial file is left");
+}
+
+#[test]
+fn a_quantized_directory_is_described() {
+    let described = |name: &str| -> BTreeMap<String, (String, Vec<usize>)> {
+        bulk::describe(&golden(name)).unwrap().into_iter().map(|r| (r.name, (r.becomes, r.shape))).collect()
+    };
+    let moe = described("qwen3_moe_mxfp4");
+    assert_eq!(
+        moe["model.layers.0.mlp.gate.weight"],
+        ("affine 8bit g64".into(), vec![4, 64]),
+        "the router's own entry"
+    );
+    assert_eq!(moe["model.layers.0.mlp.switch_mlp.up_proj.weight"], ("mxfp4 4bit g32".into(), vec![4, 64, 64]));
+    assert_eq!(moe["model.norm.weight"].0, "dense");
+    assert!(!moe.keys().any(|name| name.ends_with(".scales") || name.ends_with(".biases")));
+    assert_eq!(described("llama_q4_g64")["lm_head.weight"].0, "affine 4bit g64");
+}
