@@ -27,7 +27,7 @@ use super::{
     handles::Handle,
     inode::Inode,
     live::{HIDDEN_DIR, Live},
-    negotiate,
+    negotiate, passthrough,
     shared::Shared,
 };
 
@@ -122,30 +122,17 @@ impl Adapter {
                 let handle = self.0.handles.add(Handle::Live(content));
                 reply.opened(handle, FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH);
             }
-            Ok(Target::Node(generation, node)) => self.open_node(number, generation, node, reply),
+            Ok(Target::Node(generation, node)) => self.open_node(generation, node, reply),
         }
     }
 
-    fn open_node(&self, number: INodeNo, generation: Arc<Generation>, node: u32, reply: ReplyOpen) {
+    fn open_node(&self, generation: Arc<Generation>, node: u32, reply: ReplyOpen) {
         if !generation.is_file(node) {
             return reply.error(Errno::EISDIR);
         }
-        let local = || if self.0.passes() { generation.local_file(node) } else { None };
-        let backing = self.0.handles.backing(number, || {
-            let opened = reply.open_backing(local()?);
-            opened.inspect_err(|e| tracing::debug!("no passthrough: {e}")).ok()
-        });
-        match backing {
-            Err(_) => reply.error(Errno::ESTALE),
-            Ok(None) => {
-                let handle = self.0.handles.add(Handle::File { generation, node, _backing: None });
-                reply.opened(handle, FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH);
-            }
-            Ok(Some(backing)) => {
-                let _backing = Some(Arc::clone(&backing));
-                let handle = self.0.handles.add(Handle::File { generation, node, _backing });
-                reply.opened_passthrough(handle, FopenFlags::FOPEN_NOFLUSH, &backing);
-            }
+        match generation.untouched(node).filter(|_| self.0.passes()) {
+            None => self.0.opened(generation, node, None, reply),
+            Some(untouched) => passthrough::open(&self.0, generation, node, untouched, reply),
         }
     }
 
@@ -209,7 +196,7 @@ impl Adapter {
                 let to = from.saturating_add(len as usize).min(content.len());
                 reply.data(&content[from..to]);
             }
-            Handle::File { generation, node, .. } => generation.read_then(
+            Handle::File { generation, node } => generation.read_then(
                 *node,
                 offset,
                 len,
@@ -268,7 +255,7 @@ impl Filesystem for Adapter {
             // An open file answers for itself, even when its view is gone.
             let open = handle.and_then(|handle| self.0.handles.get(handle));
             let target = match open.as_deref() {
-                Some(Handle::File { generation, node, .. } | Handle::Directory { generation, node }) => {
+                Some(Handle::File { generation, node } | Handle::Directory { generation, node }) => {
                     Ok(Target::Node(Arc::clone(generation), *node))
                 }
                 _ => self.target(number),

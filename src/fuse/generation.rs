@@ -3,16 +3,20 @@
 //! A mount shows one generation at a time; earlier ones live for as long as somebody has a file of
 //! theirs open.
 
-use std::{ops::Range, os::fd::OwnedFd, sync::Arc, time::SystemTime};
+use std::{ops::Range, sync::Arc, time::SystemTime};
 
-use crate::view::{Access, Done, Node, View, tree::Kind};
+use crate::{
+    source::{FileId, Source},
+    view::{Access, Done, Node, View, tree::Kind},
+};
 
-use super::{attr::Shape, inode::Inode, live::Facts};
+use super::{attr::Shape, inode::Inode, live::Facts, passthrough::Routes};
 
 #[derive(Debug)]
 pub(super) struct Generation {
     pub(super) number: u32,
     pub(super) facts: Arc<dyn Facts>,
+    pub(super) routes: Routes,
     view: Arc<View>,
     totals: (u64, u64),
 }
@@ -21,7 +25,7 @@ impl Generation {
     pub(super) fn new(number: u32, view: Arc<View>, facts: Arc<dyn Facts>) -> Self {
         let files = &view.plan().files;
         let totals = (files.iter().map(|file| file.len).sum(), files.len() as u64);
-        Self { number, facts, view, totals }
+        Self { number, facts, routes: Routes::default(), view, totals }
     }
 
     fn node(&self, index: u32) -> Option<&Node> {
@@ -85,10 +89,10 @@ impl Generation {
         self.totals
     }
 
-    /// The local source file that a file of the view shows whole and untouched.
-    pub(super) fn local_file(&self, index: u32) -> Option<OwnedFd> {
-        let untouched = self.view.plan().files[self.file(index)?].untouched()?;
-        self.view.source().local_file(untouched)
+    /// The file of the source that a file of the view shows whole and untouched.
+    pub(super) fn untouched(&self, index: u32) -> Option<(Arc<dyn Source>, FileId)> {
+        let file = self.view.plan().files[self.file(index)?].untouched()?;
+        Some((Arc::clone(self.view.source()), file))
     }
 
     /// Answers a read of a file of the view, now or later; at its end with fewer bytes.

@@ -20,6 +20,7 @@ mod live;
 mod mount;
 pub mod mountinfo;
 mod negotiate;
+mod passthrough;
 mod readahead;
 mod session;
 mod shared;

@@ -99,10 +99,10 @@ impl Session {
         self.shared.handles.files()
     }
 
-    /// Number of files that the kernel reads by itself.
+    /// Number of files of the view that the kernel reads by itself.
     #[must_use]
     pub fn passed_through(&self) -> usize {
-        self.shared.handles.passed()
+        self.shared.current().routes.passed()
     }
 
     /// Shows another view from now on. Names follow at once; open files keep what they were opened

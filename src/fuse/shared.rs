@@ -8,9 +8,16 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use fuser::{BackingId, FopenFlags, ReplyOpen};
+
 use crate::view::View;
 
-use super::{attr::Owner, generation::Generation, handles::Handles, live::Facts};
+use super::{
+    attr::Owner,
+    generation::Generation,
+    handles::{Handle, Handles},
+    live::Facts,
+};
 
 /// How long the kernel remembers that a name is absent, where all names can be expired at once.
 const ABSENT_LONG: Duration = Duration::from_secs(365 * 24 * 60 * 60);
@@ -68,6 +75,16 @@ impl Shared {
         views.earlier.retain(|generation| generation.strong_count() > 0);
         views.earlier.push(Arc::downgrade(&last));
         last
+    }
+
+    /// Answers the opening of a file: the kernel reads its backing file by itself, or asks us where there
+    /// is none.
+    pub(super) fn opened(&self, generation: Arc<Generation>, node: u32, backing: Option<&BackingId>, reply: ReplyOpen) {
+        let handle = self.handles.add(Handle::File { generation, node });
+        match backing {
+            None => reply.opened(handle, FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH),
+            Some(backing) => reply.opened_passthrough(handle, FopenFlags::FOPEN_NOFLUSH, backing),
+        }
     }
 
     /// Whether untouched files are handed to the kernel.

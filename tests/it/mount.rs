@@ -11,7 +11,7 @@ use std::{
         unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     },
     path::{Path, PathBuf},
-    sync::{Arc, OnceLock},
+    sync::{Arc, Condvar, Mutex, OnceLock, mpsc},
     time::{Duration, SystemTime},
 };
 
@@ -65,13 +65,32 @@ fn skip(why: &str) {
 struct Folder {
     root: PathBuf,
     entries: Vec<Entry>,
+    gate: Gate,
+}
+
+/// What can be shut: whoever comes to it waits until it is opened.
+#[derive(Debug, Default)]
+struct Gate {
+    shut: Mutex<bool>,
+    opened: Condvar,
+}
+
+impl Gate {
+    fn set(&self, shut: bool) {
+        *self.shut.lock().unwrap() = shut;
+        self.opened.notify_all();
+    }
+
+    fn pass(&self) {
+        drop(self.opened.wait_while(self.shut.lock().unwrap(), |shut| *shut).unwrap());
+    }
 }
 
 impl Folder {
     fn open(root: &Path) -> Self {
         let mut entries: Vec<Entry> = fs::read_dir(root).unwrap().map(|e| entry(&e.unwrap())).collect();
         entries.sort_by(|a, b| a.path.cmp(&b.path));
-        Self { root: root.to_owned(), entries }
+        Self { root: root.to_owned(), entries, gate: Gate::default() }
     }
 }
 
@@ -94,6 +113,7 @@ impl Source for Folder {
         file.read_exact_at(buf, offset).map_err(|e| source::Error::Changed { path: path.clone(), what: e.to_string() })
     }
     fn local_file(&self, id: FileId) -> Option<OwnedFd> {
+        self.gate.pass();
         File::open(self.root.join(&self.entry(id).path)).ok().map(Into::into)
     }
 }
@@ -151,7 +171,10 @@ impl Scratch {
 
     /// `config.json`, `sub/deep/notes.txt`, `weights` (a header and source bytes), `whole.bin` (untouched).
     fn view(&self, word: &str) -> Arc<View> {
-        let source: Arc<dyn Source> = Arc::new(Folder::open(&self.source()));
+        Self::view_of(Arc::new(Folder::open(&self.source())), word)
+    }
+
+    fn view_of(source: Arc<dyn Source>, word: &str) -> Arc<View> {
         let id = |name: &str| source.find(name).unwrap();
         let bytes = |text: &str| Content::Bytes(text.as_bytes().into());
         let (weights, whole) = (id("weights.bin"), id("whole.bin"));
@@ -169,8 +192,12 @@ impl Scratch {
     }
 
     fn serve(&self, options: &SessionOptions) -> Session {
+        self.serve_view(self.view("one"), options)
+    }
+
+    fn serve_view(&self, view: Arc<View>, options: &SessionOptions) -> Session {
         let mounted = fuse::mount(&self.mnt(), &self.options()).unwrap();
-        Session::start(mounted, self.view("one"), Arc::new(Words("one")), options).unwrap()
+        Session::start(mounted, view, Arc::new(Words("one")), options).unwrap()
     }
 
     fn at(&self, path: &str) -> PathBuf {
@@ -669,6 +696,49 @@ fn untouched_files_are_passed_through() {
     drop(open);
     assert!(fs::read(scratch.at("whole.bin")).unwrap()[7..] == noise(WHOLE, 1)[7..], "and opens again");
     assert!(fs::read(scratch.at("weights")).unwrap() == weights(), "beside files that are served");
+}
+
+/// What `work` gives within ten seconds, on a thread that may hang for longer.
+fn in_time<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    let (tell, told) = mpsc::channel();
+    std::thread::spawn(move || tell.send(work()).ok());
+    told.recv_timeout(Duration::from_secs(10)).ok()
+}
+
+#[test]
+fn a_source_that_hangs_holds_up_no_opening() {
+    if !can_mount_as_root() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let folder = Arc::new(Folder::open(&scratch.source()));
+    folder.gate.set(true);
+    let view = Scratch::view_of(Arc::clone(&folder) as _, "one");
+    let session = Arc::new(scratch.serve_view(view, &SessionOptions { passthrough: true, ..plain() }));
+    // More of them than there are threads.
+    let hung: Vec<_> = (0..4)
+        .map(|_| {
+            let path = scratch.at("whole.bin");
+            std::thread::spawn(move || in_time(move || fs::read(path).unwrap()))
+        })
+        .collect();
+    std::thread::sleep(Duration::from_millis(50));
+    let (config, weights_file) = (scratch.at("config.json"), scratch.at("weights"));
+    let known = in_time(move || (fs::read(config).unwrap(), fs::read(weights_file).unwrap().len()));
+    let asked = Arc::clone(&session);
+    let passed = in_time(move || asked.passed_through());
+    let hung: Vec<_> = hung.into_iter().map(|thread| thread.join().unwrap()).collect();
+    folder.gate.set(false);
+    assert_eq!(known, Some((b"one".to_vec(), WEIGHTS + 4)), "files that need no source file at their opening");
+    assert_eq!(passed, Some(0), "the status");
+    assert!(hung.iter().all(|read| *read == Some(noise(WHOLE, 1))), "we serve it ourselves");
+    drop(File::open(scratch.at("whole.bin")).unwrap());
+    assert_eq!(session.passed_through(), 0, "decided for life");
+    session.swap(scratch.view("two"), Arc::new(Words("two"))).unwrap();
+    assert!(fs::read(scratch.at("whole.bin")).unwrap() == noise(WHOLE, 1));
+    assert_eq!(session.passed_through(), 1, "another view decides anew");
+    session.swap(scratch.view("three"), Arc::new(Words("three"))).unwrap();
+    assert_eq!(session.passed_through(), 0, "decisions go with their view");
 }
 
 #[test]
