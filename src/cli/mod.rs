@@ -94,6 +94,9 @@ impl Verb {
     }
 }
 
+/// Names the instruction set of the kernels, for bug reports.
+const ISA_VARIABLE: &str = "QUANTFS_ISA";
+
 /// Runs the command that the process was started with.
 #[must_use]
 pub fn main() -> ExitCode {
@@ -118,7 +121,7 @@ fn run(typed: Vec<OsString>) -> Result<(), Failure> {
         Err(e) => e.exit(),
     };
     start_log(cli.verb.serves())?;
-    kernel::select().map_err(|e| Failure::usage(e.to_string()))?;
+    select_kernels()?;
     let out = &mut io::stdout();
     match &cli.verb {
         #[cfg(feature = "fuse")]
@@ -153,13 +156,21 @@ fn spelled_out(mut typed: Vec<OsString>) -> Result<Vec<OsString>, Failure> {
     }
     let mount = command.find_subcommand("mount");
     fstab::expand(typed, |name| {
-        mount.is_some_and(|mount| mount.get_arguments().any(|arg| arg.get_long() == Some(name)))
+        mount.is_some_and(|mount| mount.get_arguments().any(|arg| arg.get_long() == Some(name) && !arg.is_hide_set()))
     })
 }
 
 #[cfg(not(feature = "fuse"))]
 fn spelled_out(typed: Vec<OsString>) -> Result<Vec<OsString>, Failure> {
     Ok(typed)
+}
+
+/// Refuses a name that means nothing.
+fn select_kernels() -> Result<(), Failure> {
+    let name = std::env::var_os(ISA_VARIABLE).map(|name| name.to_string_lossy().into_owned());
+    let selected = kernel::select(name.as_deref());
+    selected.map_err(|e| Failure::usage(format!("{ISA_VARIABLE}: {e}; name one of these or unset it")))?;
+    Ok(())
 }
 
 /// Logs go to standard error: of a daemon what it does, of other verbs warnings alone.

@@ -3,12 +3,12 @@
 //! Each kernel has one body (`body`), compiled several times: `scalar` at the target's
 //! baseline, which is the reference, and the rooms of each architecture under their target features. A
 //! [`Kernels`] is a table of plain function pointers; the one that the machine runs best is chosen
-//! once, at run time. The variable `QUANTFS_ISA` names another one, for bug reports.
+//! once, at run time; [`select`] takes another one by its name, for bug reports.
 //!
 //! Always: quantizing, decoding and casting give the same bytes from every table, whatever the
 //! machine. A kernel takes a whole run of groups at any alignment: one indirect call for kilobytes of work.
 //!
-//! Knows no format, tensor name or file. What MLX calls its "Metal" results are emulated here from
+//! Knows no format, tensor name or file, and reads no environment. What MLX calls its "Metal" results are emulated here from
 //! the kernels' text and were never compared with a device.
 
 mod body;
@@ -16,7 +16,13 @@ mod scalar;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-use std::{fmt, sync::OnceLock};
+use std::{
+    fmt,
+    sync::{
+        OnceLock,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+};
 
 use crate::tensor::Float;
 
@@ -35,7 +41,7 @@ impl Isa {
     /// All of them, also those of other machines.
     pub const ALL: [Self; 3] = [Self::Scalar, Self::Avx2, Self::Avx512];
 
-    /// As `QUANTFS_ISA` spells it.
+    /// As [`select`] takes it.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -241,9 +247,9 @@ fn check_micro(job: &Micro, elements: usize, codes: usize, scales: usize) {
     assert_eq!((codes, scales), (elements / 8 * job.code.bits() as usize, elements / group), "{job:?}");
 }
 
-/// An instruction set that `QUANTFS_ISA` names and this machine has not.
+/// An instruction set that this machine has not.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("QUANTFS_ISA={wanted}: this machine has {available}; name one of these or unset the variable")]
+#[error("`{wanted}` is no instruction set of this machine, which has {available}")]
 pub struct UnknownIsa {
     wanted: String,
     available: String,
@@ -252,45 +258,46 @@ pub struct UnknownIsa {
 /// The tables that this machine can run, the reference first, the best last.
 #[must_use]
 pub fn available() -> Vec<&'static Kernels> {
-    #[cfg(target_arch = "x86_64")]
-    let more = x86::available();
-    #[cfg(not(target_arch = "x86_64"))]
-    let more = vec![];
-    std::iter::once(&scalar::KERNELS).chain(more).collect()
+    tables().to_vec()
 }
 
-/// The table that `QUANTFS_ISA` names, or the best one where it is unset. Programs call this at
-/// start, to refuse a name that means nothing; [`kernels`] then gives the same table.
+/// The same, detected once.
+fn tables() -> &'static [&'static Kernels] {
+    static TABLES: OnceLock<Vec<&'static Kernels>> = OnceLock::new();
+    TABLES.get_or_init(|| {
+        #[cfg(target_arch = "x86_64")]
+        let more = x86::available();
+        #[cfg(not(target_arch = "x86_64"))]
+        let more = vec![];
+        std::iter::once(&scalar::KERNELS).chain(more).collect()
+    })
+}
+
+/// Which of [`tables`] is in use; past their end for the best one.
+static CHOSEN: AtomicUsize = AtomicUsize::new(usize::MAX);
+
+/// Has [`kernels`] give the table of this name from now on, or the best one where none is named. To be
+/// called at start; later it changes no byte, since all tables give the same.
 ///
 /// # Errors
 /// An unknown instruction set, or one that this machine has not.
-pub fn select() -> Result<&'static Kernels, UnknownIsa> {
-    choose(std::env::var_os("QUANTFS_ISA").map(|v| v.to_string_lossy().into_owned()).as_deref())
+pub fn select(name: Option<&str>) -> Result<&'static Kernels, UnknownIsa> {
+    CHOSEN.store(name.map_or(Ok(usize::MAX), position)?, Relaxed);
+    Ok(kernels())
 }
 
-fn choose(wanted: Option<&str>) -> Result<&'static Kernels, UnknownIsa> {
-    let tables = available();
-    let found = match wanted {
-        None => tables.last(),
-        Some(name) => tables.iter().find(|k| k.isa.name() == name),
-    };
-    found.copied().ok_or_else(|| UnknownIsa {
-        wanted: wanted.unwrap_or_default().to_owned(),
-        available: tables.iter().map(|k| k.isa.name()).collect::<Vec<_>>().join(", "),
+fn position(name: &str) -> Result<usize, UnknownIsa> {
+    tables().iter().position(|k| k.isa.name() == name).ok_or_else(|| UnknownIsa {
+        wanted: name.to_owned(),
+        available: tables().iter().map(|k| k.isa.name()).collect::<Vec<_>>().join(", "),
     })
 }
 
-/// The table in use: [`select`]'s, looked up once. Where that fails, the best table, with a warning
-/// in the log: the bytes are the same.
+/// The table in use: [`select`]'s, or the best one where nothing was selected.
 #[must_use]
 pub fn kernels() -> &'static Kernels {
-    static CHOSEN: OnceLock<&'static Kernels> = OnceLock::new();
-    CHOSEN.get_or_init(|| {
-        select().unwrap_or_else(|error| {
-            tracing::warn!("{error}; using the best");
-            choose(None).unwrap_or(&scalar::KERNELS)
-        })
-    })
+    let tables = tables();
+    tables.get(CHOSEN.load(Relaxed)).or(tables.last()).copied().unwrap_or(&scalar::KERNELS)
 }
 
 #[cfg(test)]
@@ -299,12 +306,14 @@ mod tests {
 
     #[test]
     fn a_table_is_chosen_by_name_or_refused() {
-        assert_eq!(choose(Some("scalar")).map(Kernels::isa), Ok(Isa::Scalar));
-        assert_eq!(choose(None).map(Kernels::isa).ok(), available().last().map(|k| k.isa()));
+        assert_eq!(select(Some("scalar")).map(Kernels::isa), Ok(Isa::Scalar));
+        assert_eq!(kernels().isa(), Isa::Scalar);
         for wrong in ["", "AVX2", "sse9"] {
-            let Err(error) = choose(Some(wrong)) else { panic!("{wrong:?} was taken for a table") };
-            assert!(error.to_string().contains(&format!("QUANTFS_ISA={wrong}:")), "{error}");
+            let Err(error) = select(Some(wrong)) else { panic!("{wrong:?} was taken for a table") };
+            assert!(error.to_string().contains(&format!("`{wrong}`")), "{error}");
             assert!(error.to_string().contains("scalar"), "{error}");
+            assert_eq!(kernels().isa(), Isa::Scalar, "a refusal changes nothing");
         }
+        assert_eq!(select(None).map(Kernels::isa).ok(), available().last().map(|k| k.isa()));
     }
 }

@@ -18,6 +18,8 @@ use quantfs::{
     tensor::{Dtype, Float, Rows},
 };
 
+use super::tables::select_kernels;
+
 /// Numbers that look random and are the same in every run.
 #[derive(Debug)]
 pub(crate) struct Random(u64);
@@ -68,6 +70,7 @@ pub(crate) struct Memory {
 
 impl Memory {
     pub(crate) fn new(files: Vec<Vec<u8>>) -> Self {
+        select_kernels();
         let version = |f: &Vec<u8>| Version { len: f.len() as u64, mtime_ns: 0, inode: 0, device: 0 };
         let entry = |(i, f)| Entry { path: format!("source-{i:03}"), version: version(f) };
         Self { entries: files.iter().enumerate().map(entry).collect(), files, ..Self::default() }

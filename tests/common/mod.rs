@@ -1,6 +1,7 @@
-//! What several test modules share: headers to parse, sources that fail, the promises of a source.
+//! What several test modules share: headers to parse, sources that fail, the promises of a source, the table of kernels.
 
 pub(crate) mod faults;
 pub(crate) mod headers;
 pub(crate) mod memory;
 pub(crate) mod promises;
+pub(crate) mod tables;

@@ -19,6 +19,7 @@ fn golden(name: &str) -> PathBuf {
 }
 
 fn view(path: &Path, spec: &str) -> Arc<View> {
+    crate::common::tables::select_kernels();
     let source: Arc<dyn Source> = source::open(path.to_str().unwrap(), &Caches { hub: vec![] }).unwrap().into();
     let options = Options::new(Spec::parse(Some(spec), &Parts::default()).unwrap());
     let plan = plan::build(source.as_ref(), &options).unwrap();

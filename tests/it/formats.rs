@@ -8,8 +8,11 @@ use quantfs::{
     tensor::{Float, Rows},
 };
 
+use crate::common::tables::select_kernels;
+
 /// Every scheme that can be bound, under its full name.
 fn schemes() -> Vec<(String, Arc<dyn Scheme>)> {
+    select_kernels();
     let mut found = vec![("cast".to_owned(), Arc::new(cast::Cast) as Arc<dyn Scheme>)];
     for format in FORMATS {
         for scheme in format.schemes() {

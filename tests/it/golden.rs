@@ -9,9 +9,12 @@ use quantfs::{
 };
 use safetensors::SafeTensors;
 
+use crate::common::tables::select_kernels;
+
 type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
 
 fn read(name: &str) -> Tensors {
+    select_kernels();
     let path = format!("{}/tests/golden/mlx/{name}.safetensors", env!("CARGO_MANIFEST_DIR"));
     let bytes = fs::read(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
     let file = SafeTensors::deserialize(&bytes).unwrap();

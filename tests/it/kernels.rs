@@ -1,7 +1,7 @@
 //! Every table of kernels against the scalar one, bit for bit: sizes, alignments, special values.
 
 use quantfs::{
-    kernel::{Affine, Cast, Flavour, Isa, Kernels, Micro, MicroCode, ScaleRule, available},
+    kernel::{Affine, Cast, Flavour, Isa, Kernels, Micro, MicroCode, ScaleRule, available, kernels},
     tensor::Float,
 };
 
@@ -184,6 +184,14 @@ fn the_required_tables_were_tested() {
 fn a_run_that_is_no_whole_groups_is_refused() {
     let job = Affine { bits: 4, group: 64, float: Float::Bf16, stored: Float::Bf16, flavour: Flavour::Cpu };
     available()[0].quantize_affine(&job, &[0; 96], &mut [0; 24], &mut [0; 2], &mut [0; 2]);
+}
+
+#[test]
+fn the_table_that_is_named_is_used() {
+    crate::common::tables::select_kernels();
+    if let Ok(name) = std::env::var("QUANTFS_ISA") {
+        assert_eq!(kernels().isa().name(), name);
+    }
 }
 
 #[test]
