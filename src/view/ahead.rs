@@ -18,6 +18,7 @@ use crate::cache::lock;
 
 use super::{
     View,
+    pool::Lane,
     segment::{From, Segments},
 };
 
@@ -167,7 +168,14 @@ impl View {
             let end = segment.offset + segment.len as u64;
             match segment.from {
                 From::Bytes { .. } => {}
-                From::Source { file, offset } => self.source.hint(file, offset..offset + segment.len as u64),
+                From::Source { file, offset } => {
+                    let view = Arc::clone(self);
+                    // A hint may open a file, which may hang: a worker gives it.
+                    let hint = move |_permit| view.source.hint(file, offset..offset + segment.len as u64);
+                    if !self.engine.pool.push(Lane::Ahead, 0, Box::new(hint)) {
+                        return made;
+                    }
+                }
                 From::Tile { weight, part, tile, .. } => {
                     let progress = Arc::clone(&order.progress);
                     let stale = move || progress.read.load(Relaxed) >= end;

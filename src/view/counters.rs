@@ -6,6 +6,7 @@ use std::{
         Mutex,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
+    time::Instant,
 };
 
 use serde::Serialize;
@@ -18,18 +19,70 @@ use super::engine::TileKey;
 #[derive(Debug, Default)]
 pub(super) struct Counters {
     pub(super) reads: AtomicU64,
-    pub(super) served_bytes: AtomicU64,
+    served_bytes: AtomicU64,
+    recent: Recent,
     pub(super) waits: AtomicU64,
     pub(super) pending: AtomicU64,
     pub(super) errors: AtomicU64,
     pub(super) timeouts: AtomicU64,
     pub(super) source_bytes: AtomicU64,
+    pub(super) tile_bytes: AtomicU64,
     pub(super) tiles: AtomicU64,
     pub(super) tiles_ahead: AtomicU64,
     pub(super) encode_ns: AtomicU64,
     /// Tiles that hold elements that are NaN or infinite, and how many; a tile that is made again
     /// counts once.
     pub(super) not_finite: Mutex<HashMap<TileKey, usize>>,
+}
+
+/// Seconds that the recent rate is taken over, and the running one.
+const SECONDS: usize = 6;
+
+/// Bytes of each of the last seconds and of the running one.
+#[derive(Debug)]
+struct Recent {
+    started: Instant,
+    seconds: [Second; SECONDS],
+}
+
+/// The bytes of the second of this number.
+#[derive(Debug, Default)]
+struct Second {
+    number: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl Default for Recent {
+    fn default() -> Self {
+        Self { started: Instant::now(), seconds: Default::default() }
+    }
+}
+
+impl Recent {
+    fn second(&self, number: u64) -> &Second {
+        // What is left of a division by six fits.
+        &self.seconds[usize::try_from(number % SECONDS as u64).unwrap_or(0)]
+    }
+
+    /// Counts bytes in the second `now`. Two threads at the turn of a second may lose one read of it.
+    fn add(&self, now: u64, bytes: u64) {
+        let second = self.second(now);
+        if second.number.swap(now, Relaxed) == now {
+            second.bytes.fetch_add(bytes, Relaxed);
+        } else {
+            second.bytes.store(bytes, Relaxed);
+        }
+    }
+
+    /// Bytes a second, over the seconds before `now`.
+    fn rate(&self, now: u64) -> u64 {
+        let over = (SECONDS as u64 - 1).min(now);
+        let of = |number| {
+            let second = self.second(number);
+            if second.number.load(Relaxed) == number { second.bytes.load(Relaxed) } else { 0 }
+        };
+        (now - over..now).map(of).sum::<u64>() / over.max(1)
+    }
 }
 
 /// Adds to a counter.
@@ -44,6 +97,8 @@ pub struct Snapshot {
     pub reads: u64,
     /// Bytes handed out to readers.
     pub served_bytes: u64,
+    /// The same in one second, over the last five.
+    pub recent_bytes_per_second: u64,
     /// Reads that could not be answered at once.
     pub waits: u64,
     /// Reads waiting at this moment.
@@ -54,6 +109,8 @@ pub struct Snapshot {
     pub timeouts: u64,
     /// Bytes read from sources, for tiles and as they are.
     pub source_bytes: u64,
+    /// Of these, bytes of the elements that tiles were made of.
+    pub tile_bytes: u64,
     /// Tiles encoded.
     pub tiles: u64,
     /// Of these, tiles encoded before anybody asked.
@@ -79,21 +136,45 @@ pub struct Snapshot {
 }
 
 impl Counters {
+    /// Counts bytes that were handed out.
+    pub(super) fn served(&self, bytes: usize) {
+        add(&self.served_bytes, bytes);
+        self.recent.add(self.recent.started.elapsed().as_secs(), bytes as u64);
+    }
+
     /// The counters' share of a snapshot.
     pub(super) fn snapshot(&self) -> Snapshot {
         Snapshot {
             reads: self.reads.load(Relaxed),
             served_bytes: self.served_bytes.load(Relaxed),
+            recent_bytes_per_second: self.recent.rate(self.recent.started.elapsed().as_secs()),
             waits: self.waits.load(Relaxed),
             pending: self.pending.load(Relaxed),
             errors: self.errors.load(Relaxed),
             timeouts: self.timeouts.load(Relaxed),
             source_bytes: self.source_bytes.load(Relaxed),
+            tile_bytes: self.tile_bytes.load(Relaxed),
             tiles: self.tiles.load(Relaxed),
             tiles_ahead: self.tiles_ahead.load(Relaxed),
             encode_ns: self.encode_ns.load(Relaxed),
             not_finite: lock(&self.not_finite).values().sum::<usize>() as u64,
             ..Snapshot::default()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_recent_rate_forgets() {
+        let recent = Recent::default();
+        assert_eq!(recent.rate(0), 0);
+        recent.add(0, 60);
+        recent.add(0, 40);
+        assert_eq!((recent.rate(1), recent.rate(2), recent.rate(5), recent.rate(6)), (100, 50, 20, 0));
+        recent.add(6, 5);
+        assert_eq!((recent.rate(6), recent.rate(7), recent.rate(12)), (0, 1, 0), "the place of the first second");
     }
 }

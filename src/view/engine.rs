@@ -145,7 +145,8 @@ impl Engine {
 impl View {
     pub(super) fn reader(&self) -> Reader<'_> {
         let release = self.engine.options.source_cache == SourceCache::Drop;
-        Reader { source: &*self.source, release, bytes: &self.engine.counters.source_bytes }
+        let counters = &self.engine.counters;
+        Reader { source: &*self.source, release, bytes: &counters.source_bytes, tile_bytes: &counters.tile_bytes }
     }
 
     /// Has a worker make the tile of a ticket, now that a reader waits for it.

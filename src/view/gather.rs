@@ -28,6 +28,8 @@ pub(super) struct Reader<'a> {
     /// Whether what was read may leave the system's cache.
     pub(super) release: bool,
     pub(super) bytes: &'a AtomicU64,
+    /// Of these, elements that were asked for.
+    pub(super) tile_bytes: &'a AtomicU64,
 }
 
 impl Reader<'_> {
@@ -65,10 +67,12 @@ impl Gather<'_> {
     pub(super) fn band(&mut self, axis: Axis, band: Range<usize>, out: &mut [u8]) -> Result<(), Error> {
         let cols = self.weight.cols();
         match axis {
-            Axis::Flat => self.run(band, out),
-            Axis::Rows => self.run(band.start * cols..band.end * cols, out),
-            Axis::Columns => self.columns(band, out),
+            Axis::Flat => self.run(band, out)?,
+            Axis::Rows => self.run(band.start * cols..band.end * cols, out)?,
+            Axis::Columns => self.columns(band, out)?,
         }
+        self.reader.tile_bytes.fetch_add(out.len() as u64, Relaxed);
+        Ok(())
     }
 
     fn size(&self) -> usize {

@@ -119,7 +119,7 @@ impl View {
             Err(e) => return finish(Err(e)),
         };
         if let Some(bytes) = self.at_hand(file, offset, len) {
-            add(&counters.served_bytes, len);
+            counters.served(len);
             finish(Ok(bytes));
         } else {
             self.park(file, offset, len, finish);
@@ -317,7 +317,7 @@ impl Parked {
         engine.counters.pending.fetch_sub(1, Relaxed);
         match outcome {
             Ok(bytes) => {
-                add(&engine.counters.served_bytes, bytes.len());
+                engine.counters.served(bytes.len());
                 finish(Ok(bytes));
             }
             Err(failure) => {

@@ -365,6 +365,61 @@ fn sequences_are_made_ahead_and_random_access_is_not() {
     assert_eq!(view.engine().snapshot().tiles_ahead, 0);
 }
 
+/// Hints that hang.
+#[derive(Debug)]
+struct Hinted {
+    inner: Arc<Memory>,
+    hints: std::sync::atomic::AtomicUsize,
+    hung: std::sync::Mutex<Receiver<()>>,
+}
+
+impl Source for Hinted {
+    fn name(&self) -> &'static str {
+        "hinted"
+    }
+    fn entries(&self) -> &[Entry] {
+        self.inner.entries()
+    }
+    fn read_exact_at(&self, id: FileId, offset: u64, buf: &mut [u8]) -> Result<(), Error> {
+        self.inner.read_exact_at(id, offset, buf)
+    }
+    fn hint(&self, _: FileId, _: std::ops::Range<u64>) {
+        self.hints.fetch_add(1, SeqCst);
+        self.hung.lock().unwrap().recv().ok();
+    }
+}
+
+/// A hint may open a file: whoever asks for bytes must not pay for it.
+#[test]
+fn hints_are_given_by_workers() {
+    let inner = Arc::new(Memory::new(vec![vec![7; 1 << 20]]));
+    let (release, hung) = channel();
+    let source = Arc::new(Hinted { inner, hints: 0.into(), hung: hung.into() });
+    let file = Layout::new("model.safetensors").bytes(&[1; 64]).source(0, 0, 1 << 20).file;
+    let plan = Plan {
+        spec: "toy".into(),
+        source: "hinted".into(),
+        rows: vec![],
+        warnings: vec![],
+        hidden: vec![],
+        files: vec![file],
+        weights: vec![],
+    };
+    let engine = Engine::new(Options { readahead_bytes: 1 << 20, ..options() }).unwrap();
+    let view = View::new(Arc::new(plan), Arc::clone(&source) as Arc<dyn Source>, engine);
+    let (tell, told) = channel();
+    let its = Arc::clone(&view);
+    // Bytes that are known: all of this is done on the thread that asks.
+    thread::spawn(move || {
+        its.read_then(0, 0, 32, Access::Sequential, Box::new(|_| ()));
+        tell.send(()).unwrap();
+    });
+    let asked = told.recv_timeout(Duration::from_secs(5));
+    wait_until("a worker hints", || source.hints.load(SeqCst) > 0);
+    drop(release);
+    asked.unwrap();
+}
+
 #[test]
 fn views_that_agree_share_tiles() {
     let (source, plan, toy) = simple();
