@@ -8,8 +8,8 @@ use crate::{
     view::{self, SourceCache},
 };
 
-/// Default of `--readahead`: from here on a larger window gains little.
-const READAHEAD: u64 = 4 << 20;
+/// The kernel's window where `--readahead` does not say: from here on a larger one gains little.
+const WINDOW: u64 = 4 << 20;
 
 /// What a mount may use of the machine.
 #[derive(Args, Clone, Debug)]
@@ -21,8 +21,9 @@ pub struct CacheArgs {
     /// Threads that encode [default: one for each core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub threads: Option<u16>,
-    /// How far the kernel reads ahead (raising it needs root) [default: 4MiB]
-    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    /// How far to compute ahead of a reader, and the kernel's window (raising that one needs root); 0
+    /// computes nothing ahead and leaves the window as it is [default: 32MiB, and a window of 4MiB]
+    #[arg(long, value_name = "SIZE", value_parser = readahead)]
     pub readahead: Option<u64>,
     /// Whether the system may keep source bytes in memory that were turned into tiles
     #[arg(long, value_name = "keep|drop", value_enum, default_value_t = Keeping::Keep, hide_default_value = true,
@@ -62,16 +63,19 @@ impl CacheArgs {
         if let Some(threads) = self.threads {
             options.threads = usize::from(threads);
         }
+        if let Some(bytes) = self.readahead {
+            options.readahead_bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+        }
         if self.source_cache == Keeping::Drop {
             options.source_cache = SourceCache::Drop;
         }
         options
     }
 
-    /// The kernel's window in bytes.
+    /// The kernel's window in bytes; 0 leaves it as it is.
     #[must_use]
     pub fn window(&self) -> u64 {
-        self.readahead.unwrap_or(READAHEAD)
+        self.readahead.unwrap_or(WINDOW)
     }
 }
 
@@ -98,8 +102,12 @@ pub struct MountArgs {
     #[arg(long, value_parser = octal, default_value = "0", hide_default_value = true)]
     pub umask: u16,
     /// All of these flags by name, the way fstab writes them: `spec=4bit,allow_other`
+    // Turned into flags before clap sees them; what still comes here is refused.
     #[arg(short = 'o', value_name = "OPTIONS")]
     pub options: Vec<String>,
+    /// Print what was mounted as JSON
+    #[arg(long)]
+    pub json: bool,
     /// Tell standard output when the mount answers; how the background process is started
     #[arg(long, hide = true)]
     pub report: bool,
@@ -137,9 +145,40 @@ fn cache_size(text: &str) -> Result<u64, String> {
     }
 }
 
+fn readahead(text: &str) -> Result<u64, String> {
+    if text == "0" { Ok(0) } else { size::parse(text) }
+}
+
 fn octal(text: &str) -> Result<u16, String> {
     match u16::from_str_radix(text, 8) {
         Ok(bits @ 0..=0o777) => Ok(bits),
         _ => Err("a umask is three octal digits, 077 say".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Typed {
+        #[command(flatten)]
+        cache: CacheArgs,
+    }
+
+    #[test]
+    fn read_ahead_is_ours_and_the_kernels() {
+        let typed = |args: &[&str]| Typed::try_parse_from([&["x"], args].concat()).map(|typed| typed.cache);
+        let unsaid = typed(&[]).unwrap();
+        assert_eq!((unsaid.engine().readahead_bytes, unsaid.window()), (32 << 20, 4 << 20));
+        let less = typed(&["--readahead", "1MiB"]).unwrap();
+        assert_eq!((less.engine().readahead_bytes, less.window()), (1 << 20, 1 << 20));
+        let none = typed(&["--readahead", "0"]).unwrap();
+        assert_eq!((none.engine().readahead_bytes, none.window()), (0, 0));
+        assert!(typed(&["--readahead", "x"]).is_err());
     }
 }

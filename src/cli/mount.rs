@@ -1,7 +1,7 @@
 //! `quantfs mount`: a view at a directory, by a process in the background.
 
 use std::{
-    io::Write,
+    io::{self, Write},
     num::NonZero,
     path::{Path, PathBuf},
     process,
@@ -62,6 +62,10 @@ impl Mount {
 /// # Errors
 /// What keeps the view from being planned or mounted.
 pub fn run(args: &Mount, typed: &[std::ffi::OsString], out: &mut dyn Write) -> Result<(), Failure> {
+    if let Some(options) = args.mount.options.first() {
+        // A way to write them that fstab's does not know: nothing may be dropped in silence.
+        return Err(Failure::usage(format!("-o {options}: write it apart from other letters")));
+    }
     if args.mount.report {
         daemon::detach();
         let served = serve(args, |ready| daemon::report(&Report::Ready(ready)));
@@ -74,15 +78,27 @@ pub fn run(args: &Mount, typed: &[std::ffi::OsString], out: &mut dyn Write) -> R
     } else if args.mount.foreground {
         serve(args, |ready| {
             tracing::info!("{} as {} on {}", ready.source, ready.spec, ready.mountpoint.display());
-            Ok(())
+            if args.mount.json { tell_json(&ready, None, out) } else { Ok(()) }
         })
     } else {
         let (ready, log) = daemon::start(typed, &args.mountpoint)?;
-        tell(&ready, &log, out)
+        if args.mount.json {
+            tell_json(&ready, Some(&log), out)?;
+        } else {
+            tell(&ready, &log, out)?;
+        }
+        Ok(())
     }
 }
 
-fn tell(ready: &Ready, log: &Path, out: &mut dyn Write) -> Result<(), Failure> {
+fn tell_json(ready: &Ready, log: Option<&Path>, out: &mut dyn Write) -> io::Result<()> {
+    let mut facts = serde_json::to_value(ready)?;
+    facts["log"] = log.map(|log| log.display().to_string()).into();
+    writeln!(out, "{facts}")?;
+    out.flush()
+}
+
+fn tell(ready: &Ready, log: &Path, out: &mut dyn Write) -> io::Result<()> {
     let at = ready.mountpoint.display();
     writeln!(out, "{} as {} on {at}", ready.source, ready.spec)?;
     for warning in &ready.warnings {
@@ -94,12 +110,12 @@ fn tell(ready: &Ready, log: &Path, out: &mut dyn Write) -> Result<(), Failure> {
 }
 
 /// Mounts, says so, and stays until the mount is gone.
-fn serve(args: &Mount, say: impl FnOnce(Ready) -> std::io::Result<()>) -> Result<(), Failure> {
+fn serve(args: &Mount, say: impl FnOnce(Ready) -> io::Result<()>) -> Result<(), Failure> {
     daemon::limit_arenas();
     let stop = Stop::new()?;
     let view = plan_view(args)?;
     let facts = Arc::new(Facts::new(Arc::clone(view.plan()), Arc::clone(view.engine())));
-    let mounted = fuse::mount(&args.mountpoint, &mount_options(args, view.plan().source.clone()))?;
+    let mounted = fuse::mount(&args.mountpoint, &mount_options(args, &view))?;
     let options = session_options(args);
     let session = Arc::new(Session::start(mounted, Arc::clone(&view), Arc::clone(&facts) as _, &options)?);
     facts.attach(&session);
@@ -129,9 +145,12 @@ fn plan_view(args: &Mount) -> Result<Arc<View>, Failure> {
     Ok(View::new(Arc::new(plan), source, Engine::new(args.cache.engine())?))
 }
 
-fn mount_options(args: &Mount, source: String) -> MountOptions {
-    let dir = PathBuf::from(&args.source);
-    MountOptions { source, source_dir: dir.is_dir().then_some(dir), access: args.mount.access() }
+fn mount_options(args: &Mount, view: &View) -> MountOptions {
+    MountOptions {
+        source: view.plan().source.clone(),
+        source_roots: view.source().local_roots().to_vec(),
+        access: args.mount.access(),
+    }
 }
 
 fn session_options(args: &Mount) -> SessionOptions {

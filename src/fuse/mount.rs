@@ -45,8 +45,9 @@ pub enum Access {
 pub struct MountOptions {
     /// The source's name, shown by `mount` and `df` after `quantfs:`.
     pub source: String,
-    /// The source's directory where it is a local one: the mount point must lie outside of it.
-    pub source_dir: Option<PathBuf>,
+    /// Where a local source lies ([`Source::local_roots`](crate::source::Source::local_roots)): the mount
+    /// point must be outside.
+    pub source_roots: Vec<PathBuf>,
     /// Who may use it.
     pub access: Access,
 }
@@ -111,7 +112,7 @@ pub fn mount(path: &Path, options: &MountOptions) -> Result<Mounted, Error> {
             access: options.access,
         });
     }
-    let path = check(path, options.source_dir.as_deref())?;
+    let path = check(path, &options.source_roots)?;
     let fd = make(&path, options)?;
     let device = mountinfo::at(&path).map_err(Error::system(&path, "read the mount table"))?.map(|e| e.device);
     Ok(Mounted { fd: Some(fd), place: Place { path, device }, access: options.access })
@@ -182,15 +183,15 @@ fn resolve(path: &Path) -> Result<PathBuf, Error> {
 
 /// The resolved mount point, after dead mounts of ours were cleared away and everything else that
 /// speaks against mounting there was refused.
-fn check(path: &Path, source: Option<&Path>) -> Result<PathBuf, Error> {
+fn check(path: &Path, source_roots: &[PathBuf]) -> Result<PathBuf, Error> {
     let resolved = resolve(path)?;
     clear_stale(&resolved)?;
     let kind = fs::metadata(&resolved).map_err(Error::system(path, "look at the mount point"))?;
     if !kind.is_dir() {
         return Err(Error::NotADirectory(path.to_owned()));
     }
-    if let Some(source) = source {
-        check_apart(&resolved, source)?;
+    for root in source_roots {
+        check_apart(&resolved, root)?;
     }
     let mut inside = fs::read_dir(&resolved).map_err(Error::system(path, "list the mount point"))?;
     if inside.next().is_some() { Err(Error::NotEmpty(path.to_owned())) } else { Ok(resolved) }
@@ -322,7 +323,7 @@ mod tests {
     use super::*;
 
     fn options(source: &str) -> MountOptions {
-        MountOptions { source: source.to_owned(), source_dir: None, access: Access::Owner }
+        MountOptions { source: source.to_owned(), source_roots: vec![], access: Access::Owner }
     }
 
     #[test]
@@ -338,14 +339,14 @@ mod tests {
         fs::write(path("file"), "x").unwrap();
         fs::create_dir_all(path("full/inner")).unwrap();
         fs::create_dir(path("empty")).unwrap();
-        assert!(matches!(check(&path("none"), None), Err(Error::NotFound(_))));
-        assert!(matches!(check(&path("file"), None), Err(Error::NotADirectory(_))));
-        assert!(matches!(check(&path("full"), None), Err(Error::NotEmpty(_))));
-        assert!(matches!(check(&path("full/inner"), Some(&path("full"))), Err(Error::InsideSource { .. })));
-        assert!(matches!(check(&path("full"), Some(&path("full/inner"))), Err(Error::AroundSource { .. })));
-        assert!(matches!(check(&path("full"), Some(&path("full"))), Err(Error::InsideSource { .. })));
-        assert!(matches!(check(Path::new("/proc"), None), Err(Error::Busy { .. })));
-        assert_eq!(check(&path("empty"), Some(&path("full"))).unwrap(), path("empty").canonicalize().unwrap());
+        assert!(matches!(check(&path("none"), &[]), Err(Error::NotFound(_))));
+        assert!(matches!(check(&path("file"), &[]), Err(Error::NotADirectory(_))));
+        assert!(matches!(check(&path("full"), &[]), Err(Error::NotEmpty(_))));
+        assert!(matches!(check(&path("full/inner"), &[path("full")]), Err(Error::InsideSource { .. })));
+        assert!(matches!(check(&path("full"), &[path("full/inner")]), Err(Error::AroundSource { .. })));
+        assert!(matches!(check(&path("full"), &[path("full")]), Err(Error::InsideSource { .. })));
+        assert!(matches!(check(Path::new("/proc"), &[]), Err(Error::Busy { .. })));
+        assert_eq!(check(&path("empty"), &[path("full")]).unwrap(), path("empty").canonicalize().unwrap());
     }
 
     #[test]

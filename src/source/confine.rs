@@ -34,6 +34,11 @@ impl Root {
         Ok(Self { path: path.to_owned(), dir })
     }
 
+    /// Where it was opened, without links.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// What the path below the root is now, links not followed.
     pub(super) fn stat(&self, below: &Path) -> rustix::io::Result<Stat> {
         rustix::fs::statat(&self.dir, below, AtFlags::SYMLINK_NOFOLLOW)

@@ -35,6 +35,7 @@ pub struct LocalDir {
     entries: Vec<Entry>,
     places: Vec<Place>,
     roots: Vec<Root>,
+    local_roots: Vec<PathBuf>,
     open: Mutex<LruCache<FileId, Arc<OwnedFd>>>,
 }
 
@@ -65,7 +66,8 @@ impl LocalDir {
         let found = found.ok_or_else(|| Error::refused(shown(path), "is not a regular file"))?;
         let beside = std::path::absolute(path).ok().and_then(|path| path.parent()?.canonicalize().ok());
         let repo = beside.and_then(|dir| hub::repo_of(&dir));
-        Ok(Self::of(shown(path), repo, roots, vec![found]))
+        // Beside the file is not inside of it.
+        Ok(Self { local_roots: vec![real], ..Self::of(shown(path), repo, roots, vec![found]) })
     }
 
     /// The same files under another name for messages.
@@ -78,7 +80,8 @@ impl LocalDir {
             .into_iter()
             .map(|f| (Entry { path: f.path, version: f.version }, Place { root: f.root, below: f.below }))
             .unzip();
-        Self { name, repo, entries, places, roots, open: Mutex::new(LruCache::new(OPEN_FILES)) }
+        let local_roots = roots.iter().map(|root| root.path().to_owned()).collect();
+        Self { name, repo, entries, places, roots, local_roots, open: Mutex::new(LruCache::new(OPEN_FILES)) }
     }
 
     fn place(&self, id: FileId) -> (&Root, &Path) {
@@ -189,6 +192,10 @@ impl Source for LocalDir {
 
     fn repo(&self) -> Option<(&str, &str)> {
         self.repo.as_ref().map(|(repo, commit)| (repo.as_str(), commit.as_str()))
+    }
+
+    fn local_roots(&self) -> &[PathBuf] {
+        &self.local_roots
     }
 
     fn entries(&self) -> &[Entry] {

@@ -11,7 +11,13 @@ mod confine;
 mod hub;
 mod local;
 
-use std::{fmt::Debug, ops::Range, os::fd::OwnedFd, path::Path, time::SystemTime};
+use std::{
+    fmt::Debug,
+    ops::Range,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
 
 pub use hub::Caches;
 pub use local::LocalDir;
@@ -115,6 +121,12 @@ pub trait Source: Send + Sync + Debug {
     /// `org/name` and the commit, where the source knows them.
     fn repo(&self) -> Option<(&str, &str)> {
         None
+    }
+
+    /// The local directories and files that all of its bytes lie in, without links. Nothing may be
+    /// mounted inside of them: it would hide itself in what it shows.
+    fn local_roots(&self) -> &[PathBuf] {
+        &[]
     }
 
     /// All regular files, sorted by path. Fixed for the life of the source.

@@ -3,6 +3,7 @@
 use std::{
     ops::Range,
     os::fd::OwnedFd,
+    path::PathBuf,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
     time::Duration,
 };
@@ -74,6 +75,10 @@ impl<S: Source> Source for Faulty<S> {
 
     fn repo(&self) -> Option<(&str, &str)> {
         self.inner.repo()
+    }
+
+    fn local_roots(&self) -> &[PathBuf] {
+        self.inner.local_roots()
     }
 
     fn entries(&self) -> &[Entry] {
