@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use fuser::{FileAttr, FileType, INodeNo};
 
-use super::inode::Inode;
+use super::{inode::Inode, mount::Access};
 
 /// What `cp` and `cat` take as the best size of a read: one request of the kernel.
 const BLOCK_LEN: u32 = 1 << 20;
@@ -41,7 +41,22 @@ impl Shape {
     }
 }
 
+/// The permissions of everybody but the owner.
+const OTHERS: u16 = 0o077;
+
 impl Owner {
+    /// The same for a mount that others may not use. The kernel answers them from its cache without
+    /// asking who they are, so the permissions have to say it.
+    pub(super) fn fenced(self, access: Access, mounter: u32) -> Self {
+        match access {
+            Access::Everyone => self,
+            // The kernel itself turns others away here; the mask would lock out whoever mounts in another
+            // user's name.
+            Access::Owner if self.uid != mounter => self,
+            Access::Owner | Access::OwnerAndRoot => Self { umask: self.umask | OTHERS, ..self },
+        }
+    }
+
     pub(super) fn attr(&self, inode: Inode, shape: Shape, modified: SystemTime) -> FileAttr {
         let (perm, nlink, size) = match shape {
             Shape::Directory { directories } => (0o555, directories.saturating_add(2), 0),
@@ -77,6 +92,14 @@ impl Owner {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_others_may_not_use_says_so() {
+        let umask = |uid, access| Owner { uid, gid: 0, umask: 0o002 }.fenced(access, 7).umask;
+        assert_eq!(umask(7, Access::Everyone), 0o002);
+        assert_eq!([umask(7, Access::Owner), umask(7, Access::OwnerAndRoot)], [0o077; 2]);
+        assert_eq!([umask(8, Access::Owner), umask(8, Access::OwnerAndRoot)], [0o002, 0o077]);
+    }
 
     #[test]
     fn sizes_and_permissions() {

@@ -28,11 +28,11 @@ const DROP_GRACE: Duration = Duration::from_secs(5);
 /// How a mount is served.
 #[derive(Clone, Debug)]
 pub struct SessionOptions {
-    /// Owner and permissions of what is shown.
+    /// Owner and permissions of what is shown; nothing to others where they have no access.
     pub owner: Owner,
     /// Threads that take requests. They never encode, so a few are enough.
     pub threads: usize,
-    /// The kernel's read-ahead window in bytes.
+    /// The kernel's read-ahead window in bytes; 0 leaves it as it is.
     pub readahead: u64,
     /// Whether the kernel may read untouched files by itself.
     pub passthrough: bool,
@@ -68,7 +68,8 @@ impl Session {
         facts: Arc<dyn Facts>,
         options: &SessionOptions,
     ) -> Result<Self, Error> {
-        let shared = Arc::new(Shared::new(view, facts, options.owner, options.passthrough));
+        let owner = options.owner.fenced(mounted.access, rustix::process::getuid().as_raw());
+        let shared = Arc::new(Shared::new(view, facts, owner, options.passthrough));
         let device = mounted.descriptor().map_err(Error::Session)?;
         let (acl, config) = fuser_options(mounted.access, options.threads);
         let session = fuser::Session::from_fd(Adapter(Arc::clone(&shared)), device, acl, config);
@@ -81,7 +82,7 @@ impl Session {
         thread::Builder::new().name("fuse-session".into()).spawn(run).map_err(Error::Session)?;
         shared.set_epochs(options.epochs && knows_epochs(&epoch));
         let place = mounted.keep();
-        if let Some(device) = place.device {
+        if let Some(device) = place.device.filter(|_| options.readahead > 0) {
             readahead::raise(device, options.readahead);
         }
         Ok(Self { place, shared, epoch, notifier, end })

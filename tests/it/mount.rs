@@ -29,15 +29,20 @@ pub(crate) fn can_mount() -> bool {
     if Path::new("/dev/fuse").exists() {
         return true;
     }
-    let required = std::env::var_os("QUANTFS_REQUIRE_FUSE").is_some_and(|v| v == "1");
-    assert!(!required, "QUANTFS_REQUIRE_FUSE=1 and there is no /dev/fuse");
+    assert!(!required(), "QUANTFS_REQUIRE_FUSE=1 and there is no /dev/fuse");
     skip("there is no /dev/fuse");
     false
+}
+
+/// Whether a test that cannot be made is a failure.
+fn required() -> bool {
+    std::env::var_os("QUANTFS_REQUIRE_FUSE").is_some_and(|v| v == "1")
 }
 
 /// Whether root's mounts can be made here. Loud where they cannot.
 pub(crate) fn can_mount_as_root() -> bool {
     let root = rustix::process::geteuid().is_root();
+    assert!(root || !required(), "QUANTFS_REQUIRE_FUSE=1 and this is not root, who alone can do this");
     if !root {
         skip("only root can do this");
     }
@@ -47,8 +52,7 @@ pub(crate) fn can_mount_as_root() -> bool {
 /// Whether ordinary users could mount here. Loud where they could not.
 pub(crate) fn has_fusermount() -> bool {
     let has = Path::new("/usr/bin/fusermount3").exists();
-    let required = std::env::var_os("QUANTFS_REQUIRE_FUSE").is_some_and(|v| v == "1");
-    assert!(has || !required, "QUANTFS_REQUIRE_FUSE=1 and there is no fusermount3 (package fuse3)");
+    assert!(has || !required(), "QUANTFS_REQUIRE_FUSE=1 and there is no fusermount3 (package fuse3)");
     if !has {
         skip("fusermount3 is not installed (package fuse3)");
     }
@@ -188,7 +192,7 @@ impl Scratch {
     }
 
     fn options(&self) -> MountOptions {
-        MountOptions { source: "a,b c".into(), source_dir: Some(self.source()), access: Access::Owner }
+        MountOptions { source: "a,b c".into(), source_roots: vec![self.source()], access: Access::Owner }
     }
 
     fn serve(&self, options: &SessionOptions) -> Session {
@@ -571,6 +575,24 @@ fn others_see_nothing_unless_allowed() {
         let cat = as_nobody(Path::new("cat")).arg(scratch.at("config.json")).output().unwrap();
         assert_eq!(cat.status.success(), expected, "{access:?}: {}", String::from_utf8_lossy(&cat.stderr));
         assert_eq!(cat.stdout == b"one", expected);
+    }
+}
+
+/// The kernel answers from its cache, without asking whoever turns others away.
+#[test]
+fn others_see_no_attributes_that_the_kernel_remembers() {
+    if !can_mount_as_root() {
+        return;
+    }
+    for access in [Access::Owner, Access::OwnerAndRoot] {
+        let scratch = Scratch::new();
+        let mounted = fuse::mount(&scratch.mnt(), &MountOptions { access, ..scratch.options() }).unwrap();
+        let _session = Session::start(mounted, scratch.view("one"), Arc::new(Words("one")), &plain()).unwrap();
+        for path in ["config.json", "sub", "sub/deep", "sub/deep/notes.txt"] {
+            assert_eq!(fs::metadata(scratch.at(path)).unwrap().mode() & 0o077, 0, "{access:?}: {path}");
+            let stat = as_nobody(Path::new("stat")).arg(scratch.at(path)).output().unwrap();
+            assert!(!stat.status.success(), "{access:?}: {}", String::from_utf8_lossy(&stat.stdout));
+        }
     }
 }
 
