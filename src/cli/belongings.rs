@@ -33,10 +33,19 @@ pub(super) fn sockets() -> io::Result<PathBuf> {
     private(variable("XDG_RUNTIME_DIR").map_or_else(scratch, |runtime| runtime.join("quantfs")))
 }
 
+/// Where the sockets of another user may be: as [`sockets`] has it, with what systems usually set.
+pub(super) fn sockets_of(user: u32) -> Vec<PathBuf> {
+    vec![PathBuf::from(format!("/run/user/{user}/quantfs")), scratch_of(user)]
+}
+
 /// A user without a home or a runtime directory gets one in the temporary directory. The name is
 /// predictable, so [`private`] makes sure whose it is.
 fn scratch() -> PathBuf {
-    env::temp_dir().join(format!("quantfs-{}", rustix::process::getuid().as_raw()))
+    scratch_of(rustix::process::getuid().as_raw())
+}
+
+fn scratch_of(user: u32) -> PathBuf {
+    env::temp_dir().join(format!("quantfs-{user}"))
 }
 
 /// Makes a directory for its owner alone, or checks that an existing one is that.

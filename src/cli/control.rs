@@ -2,13 +2,13 @@
 //!
 //! `<major>-<minor>.sock` in a directory of the user's alone, named by the mount's device number. It
 //! never goes through the mount, so that a mount that hangs can still be asked. Only the user who
-//! mounted is answered.
+//! mounted is answered, and root, who finds the sockets of users where they usually are.
 
 use std::{
     fs,
     io::{self, BufRead, BufReader, Read, Write},
     os::unix::{
-        fs::MetadataExt,
+        fs::{FileTypeExt, MetadataExt},
         net::{UnixListener, UnixStream},
     },
     path::{Path, PathBuf},
@@ -20,6 +20,8 @@ use std::{
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::fuse::mountinfo;
+
 use super::belongings;
 
 /// Of the protocol. A daemon refuses requests of another version, by name.
@@ -27,6 +29,12 @@ const VERSION: u32 = 1;
 
 /// A request is a short line; whoever sends more is not a client of ours.
 const MAX_REQUEST: u64 = 64 << 10;
+
+/// An answer is a few kilobytes; who sends more is no daemon of ours.
+const MAX_ANSWER: u64 = 1 << 20;
+
+/// Between two tries to accept a client, where the process has no descriptor left for one.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// A live daemon answers in milliseconds; a stuck one must not hold `status` up.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -72,12 +80,30 @@ pub(super) struct Control {
     inode: u64,
 }
 
+/// What the socket of a mount is called.
+fn name((major, minor): (u32, u32)) -> String {
+    format!("{major}-{minor}.sock")
+}
+
 /// Where the socket of a mount is.
 ///
 /// # Errors
-/// Where its directory cannot be had.
-pub(super) fn socket((major, minor): (u32, u32)) -> io::Result<PathBuf> {
-    Ok(belongings::sockets()?.join(format!("{major}-{minor}.sock")))
+/// Where its directory cannot be had; `PermissionDenied` where it is another user's and cannot be found.
+fn socket(entry: &mountinfo::Entry) -> io::Result<PathBuf> {
+    let me = rustix::process::getuid();
+    let name = name(entry.device);
+    match entry.user.filter(|user| *user != me.as_raw()) {
+        None => Ok(belongings::sockets()?.join(name)),
+        Some(user) => {
+            let mut dirs = if me.is_root() { belongings::sockets_of(user) } else { vec![] };
+            dirs.iter_mut().for_each(|dir| dir.push(&name));
+            // Nobody else may pass for the daemon.
+            let theirs = |path: &PathBuf| {
+                fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket() && found.uid() == user)
+            };
+            dirs.into_iter().find(theirs).ok_or_else(|| io::ErrorKind::PermissionDenied.into())
+        }
+    }
 }
 
 impl Control {
@@ -87,7 +113,7 @@ impl Control {
     /// # Errors
     /// Where the socket cannot be made.
     pub(super) fn listen(device: (u32, u32), answers: Arc<dyn Answers>) -> io::Result<Self> {
-        let path = socket(device)?;
+        let path = belongings::sockets()?.join(name(device));
         match fs::remove_file(&path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             _ => {}
@@ -112,7 +138,15 @@ impl Drop for Control {
 
 fn serve(listener: &UnixListener, answers: &Arc<dyn Answers>) {
     for stream in listener.incoming() {
-        let (Ok(stream), answers) = (stream, Arc::clone(answers)) else { continue };
+        let answers = Arc::clone(answers);
+        let stream = match stream {
+            Ok(stream) => stream,
+            Err(e) => {
+                tracing::debug!("a client of the control socket has to wait: {e}");
+                thread::sleep(PAUSE);
+                continue;
+            }
+        };
         let spawned = thread::Builder::new().name("control-client".into()).spawn(move || {
             if let Err(e) = converse(&stream, answers.as_ref()) {
                 tracing::debug!("a client of the control socket went away: {e}");
@@ -128,8 +162,8 @@ fn converse(mut stream: &UnixStream, answers: &dyn Answers) -> io::Result<()> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     let peer = rustix::net::sockopt::socket_peercred(stream)?;
-    if peer.uid != rustix::process::geteuid() {
-        return write_line(&mut stream, &Answer::Error("only the user who mounted is answered".to_owned()));
+    if peer.uid != rustix::process::geteuid() && !peer.uid.is_root() {
+        return write_line(&mut stream, &Answer::Error("only the user who mounted is answered, and root".to_owned()));
     }
     let mut lines = BufReader::new(stream);
     let mut line = String::new();
@@ -161,9 +195,10 @@ fn write_line(to: &mut impl Write, what: &impl Serialize) -> io::Result<()> {
 /// Asks the daemon of a mount.
 ///
 /// # Errors
-/// Where there is no daemon, it does not answer, or says no.
-pub(super) fn ask(device: (u32, u32), request: Request) -> io::Result<Value> {
-    ask_at(&socket(device)?, request)
+/// Where there is no daemon, it does not answer, or says no; `PermissionDenied` where the mount is
+/// another user's, whose socket we may not use or cannot find.
+pub(super) fn ask(entry: &mountinfo::Entry, request: Request) -> io::Result<Value> {
+    ask_at(&socket(entry)?, request)
 }
 
 fn ask_at(path: &Path, request: Request) -> io::Result<Value> {
@@ -171,7 +206,7 @@ fn ask_at(path: &Path, request: Request) -> io::Result<Value> {
     stream.set_read_timeout(Some(PATIENCE))?;
     write_line(&mut stream, &Envelope { version: VERSION, request })?;
     let mut line = String::new();
-    BufReader::new(stream).read_line(&mut line)?;
+    BufReader::new(stream).take(MAX_ANSWER).read_line(&mut line)?;
     match serde_json::from_str(&line)? {
         Answer::Done(value) => Ok(value),
         Answer::Error(why) => Err(io::Error::other(why)),

@@ -1,6 +1,6 @@
 //! The background process of a mount: this program once more, in a session of its own.
 //!
-//! It is started with the same arguments and `--report`, says on its standard output in one line of
+//! It is started with the same verb, `--report` and the same arguments, says on its standard output in one line of
 //! JSON whether the mount answers, and logs to a file on its standard error. Starting afresh instead
 //! of forking keeps threads and locks out of it.
 
@@ -8,21 +8,31 @@ use std::{
     env,
     ffi::OsString,
     fs::{self, File},
-    io::{self, BufRead, BufReader, Write},
+    io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::mpsc,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use serde::{Deserialize, Serialize};
+
+use crate::fuse::{self, Force, Place, mountinfo};
 
 use super::{Failure, belongings};
 
 /// Planning reads headers only, but of thousands of files on a slow network it may take a while.
 const READY_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// How long a background process that is given up may take to clean up after itself.
+const END_GRACE: Duration = Duration::from_secs(5);
+
+/// The end of a log in which its last line is looked for.
+const LOG_TAIL: u64 = 16 << 10;
 
 /// A log that has grown past this is begun anew with the next mount.
 const MAX_LOG: u64 = 16 << 20;
@@ -57,26 +67,33 @@ pub(super) struct Ready {
     pub(super) warnings: Vec<String>,
 }
 
-/// Starts the background process and waits until its mount answers. Returns its log, too.
+/// Starts the background process of a verb and waits until its mount answers. Returns its log, too.
 ///
 /// # Errors
 /// What keeps the mount from being made, in the background process's own words.
-pub(super) fn start(args: &[OsString], mountpoint: &Path) -> Result<(Ready, PathBuf), Failure> {
-    let log = belongings::logs()?.join(log_name(mountpoint));
-    let mut child = Command::new(env::current_exe()?)
-        .args(args)
-        .arg("--report")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(open_log(&log).map_err(|e| Failure::refused(format!("{}: cannot write the log: {e}", log.display())))?)
-        .spawn()?;
+pub(super) fn start(typed: &[OsString], mountpoint: &Path) -> Result<(Ready, PathBuf), Failure> {
+    let path = belongings::logs()?.join(log_name(mountpoint));
+    let cannot = |e| Failure::refused(format!("{}: cannot write the log: {e}", path.display()));
+    let log = open_log(&path).map_err(cannot)?;
+    let begin = log.metadata()?.len();
+    let before = ours()?;
+    // Behind the verb: `--` may end the options anywhere after it.
+    let (verb, args) = typed.split_at(typed.len().min(1));
+    let mut command = Command::new(env::current_exe()?);
+    command.args(verb).arg("--report").args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
+    let mut child = command.spawn()?;
     match wait(&mut child) {
-        Some(Report::Ready(ready)) => Ok((ready, log)),
+        Some(Report::Ready(ready)) => Ok((ready, path)),
         Some(Report::Failed { code, line }) => Err(Failure::passed_on(code, line)),
-        None => Err(Failure::refused(format!(
-            "the background process ended or hung before the mount answered: see {}",
-            log.display()
-        ))),
+        None => {
+            end(&mut child, END_GRACE);
+            clear(mountpoint, &before);
+            let last = last_line(&path, begin).map_or_else(String::new, |line| format!(": {line}"));
+            Err(Failure::refused(format!(
+                "the background process ended or hung before the mount answered{last}; its log is {}",
+                path.display()
+            )))
+        }
     }
 }
 
@@ -90,13 +107,49 @@ fn wait(child: &mut Child) -> Option<Report> {
         // Nobody listens after the timeout.
         let _nobody = tell.send(read.ok().and_then(|_| serde_json::from_str(&line).ok()));
     });
-    let report = told.recv_timeout(READY_TIMEOUT).ok().flatten();
-    if report.is_none()
-        && let Err(e) = child.kill()
-    {
+    told.recv_timeout(READY_TIMEOUT).ok().flatten()
+}
+
+/// Ends the child: it is asked first, since it may have a mount to take down.
+fn end(child: &mut Child, grace: Duration) {
+    let asked = kill_process(Pid::from_child(child), Signal::TERM);
+    let started = Instant::now();
+    while asked.is_ok() && started.elapsed() < grace {
+        if child.try_wait().is_ok_and(|ended| ended.is_some()) {
+            return;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    if let Err(e) = child.kill().and_then(|()| child.wait()) {
         tracing::debug!("the background process could not be ended: {e}");
     }
-    report
+}
+
+/// Our mounts, by the numbers of their devices.
+fn ours() -> io::Result<Vec<(u32, u32)>> {
+    Ok(mountinfo::read()?.iter().filter(|entry| entry.is_ours()).map(|entry| entry.device).collect())
+}
+
+/// Takes down what a child that is gone has left: a dead mount that was not there before.
+fn clear(mountpoint: &Path, before: &[(u32, u32)]) {
+    let Ok(left) = fuse::find(mountpoint) else { return };
+    if before.contains(&left.device) || !fuse::is_stale(&left.path) {
+        return;
+    }
+    if let Err(e) = fuse::unmount(&Place { path: left.path, device: Some(left.device) }, Force::No) {
+        tracing::warn!("{e}");
+    }
+}
+
+/// The last line of a log that says something, of those that were written from `begin` on.
+fn last_line(log: &Path, begin: u64) -> Option<String> {
+    let mut file = File::open(log).ok()?;
+    let tail = file.metadata().ok()?.len().saturating_sub(LOG_TAIL);
+    file.seek(SeekFrom::Start(begin.max(tail))).ok()?;
+    let mut bytes = Vec::new();
+    file.take(LOG_TAIL).read_to_end(&mut bytes).ok()?;
+    let text = String::from_utf8_lossy(&bytes);
+    text.lines().map(str::trim).rfind(|line| !line.is_empty()).map(str::to_owned)
 }
 
 /// Keeps the allocator from giving each thread an arena of its own, which no budget would see: with
@@ -183,5 +236,59 @@ mod tests {
         File::options().write(true).open(&path).unwrap().set_len(MAX_LOG + 1).unwrap();
         open_log(&path).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().len(), 0);
+    }
+
+    #[test]
+    fn the_last_word_of_a_log_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        fs::write(&path, "an earlier mount\n").unwrap();
+        let begin = fs::metadata(&path).unwrap().len();
+        assert_eq!(last_line(&path, begin), None);
+        open_log(&path).unwrap().write_all(b"first\nthread panicked\n\n").unwrap();
+        assert_eq!(last_line(&path, begin).as_deref(), Some("thread panicked"));
+        open_log(&path).unwrap().write_all("x".repeat(100_000).as_bytes()).unwrap();
+        assert_eq!(last_line(&path, begin).unwrap().len(), 16 << 10);
+    }
+
+    fn shell(script: &str) -> Child {
+        let mut child = Command::new("sh").args(["-c", script]).stdout(Stdio::piped()).spawn().unwrap();
+        // Once it has said something its traps are set.
+        let mut byte = [0];
+        child.stdout.take().unwrap().read_exact(&mut byte).unwrap();
+        child
+    }
+
+    #[test]
+    fn a_child_is_asked_before_it_is_killed() {
+        let dir = tempfile::tempdir().unwrap();
+        let cleaned = dir.path().join("cleaned");
+        let script = format!("trap 'touch {}; exit' TERM; echo x; while :; do sleep 0.05; done", cleaned.display());
+        let mut child = shell(&script);
+        end(&mut child, Duration::from_secs(20));
+        assert!(cleaned.exists(), "it could clean up");
+        let mut deaf = shell("trap '' TERM; echo x; while :; do sleep 0.05; done");
+        end(&mut deaf, Duration::from_millis(100));
+        assert!(deaf.try_wait().unwrap().is_some(), "and is killed where it does not listen");
+    }
+
+    #[test]
+    fn a_dead_mount_that_was_not_there_is_cleared() {
+        if !rustix::process::geteuid().is_root() || !Path::new("/dev/fuse").exists() {
+            return writeln!(io::stderr(), "SKIPPED: only root can do this, with /dev/fuse").unwrap();
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let at = dir.path().canonicalize().unwrap();
+        let before = ours().unwrap();
+        let device = File::options().read(true).write(true).open("/dev/fuse").unwrap();
+        let number = std::os::fd::AsRawFd::as_raw_fd(&device);
+        let data = format!("fd={number},rootmode=40000,user_id=0,group_id=0,subtype=quantfs");
+        let data = std::ffi::CString::new(data).unwrap();
+        rustix::mount::mount("dead", &at, "fuse", rustix::mount::MountFlags::RDONLY, data.as_c_str()).unwrap();
+        drop(device);
+        clear(&at, &ours().unwrap());
+        assert!(mountinfo::at(&at).unwrap().is_some(), "it was there before");
+        clear(&at, &before);
+        assert_eq!(mountinfo::at(&at).unwrap(), None);
     }
 }

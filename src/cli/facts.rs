@@ -15,7 +15,8 @@ use crate::{
 };
 
 /// Figures that go up and down; all others only grow.
-const GAUGES: &[&str] = &["cache_bytes", "cache_entries", "cache_limit", "pending", "tiles_in_flight"];
+const GAUGES: &[&str] =
+    &["cache_bytes", "cache_entries", "cache_limit", "pending", "recent_bytes_per_second", "tiles_in_flight"];
 
 /// The facts of one view of a mount.
 #[derive(Debug)]
@@ -65,8 +66,9 @@ impl Facts {
             "passed_through": session.as_ref().map_or(0, |s| s.passed_through()),
             "resident_bytes": resident_bytes(),
             "hit_rate": ratio(counters.cache_hits, counters.cache_hits + counters.cache_misses),
-            // Bytes a nanosecond are gigabytes a second; of one thread, since threads add their times up.
-            "encode_gb_per_second": ratio(counters.source_bytes, counters.encode_ns),
+            // Bytes of the source a nanosecond are gigabytes a second; of one thread, since threads add their
+            // times up, and without the reading.
+            "encode_gb_per_thread_second": ratio(counters.tile_bytes, counters.encode_ns),
             "counters": self.counters(),
         })
     }

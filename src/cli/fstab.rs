@@ -40,6 +40,9 @@ const IGNORED: &[&str] = &[
     "users",
 ];
 
+/// The short flags of `mount` beside `-o`.
+const LONE_LETTERS: [char; 2] = ['f', 'h'];
+
 /// Replaces every `-o` in the arguments of a mount by the flags that it means.
 ///
 /// # Errors
@@ -53,21 +56,29 @@ pub(super) fn expand(args: Vec<OsString>, is_flag: impl Fn(&str) -> bool) -> Res
             out.push(arg);
             break;
         }
-        let list = match text.strip_prefix("-o") {
-            Some("") => Some(args.next().ok_or_else(|| Failure::usage("-o needs a list of options"))?),
-            Some(list) => Some(OsString::from(list)),
-            None => None,
+        let Some((letters, list)) = cluster(text) else {
+            out.push(arg);
+            continue;
         };
-        match list {
-            None => out.push(arg),
-            Some(list) => {
-                let list = list.to_str().ok_or_else(|| Failure::usage("-o: the options are not UTF-8"))?;
-                out.extend(flags(list, &is_flag)?);
-            }
+        let list = match list {
+            "" => args.next().ok_or_else(|| Failure::usage("-o needs a list of options"))?,
+            list => OsString::from(list),
+        };
+        let list = list.to_str().ok_or_else(|| Failure::usage("-o: the options are not UTF-8"))?;
+        if !letters.is_empty() {
+            out.push(format!("-{letters}").into());
         }
+        out.extend(flags(list, &is_flag)?);
     }
     out.extend(args);
     Ok(out)
+}
+
+/// `-o`, alone or behind letters that take no value, as in `-fo spec=4bit`: those letters, and the list
+/// where it follows at once.
+fn cluster(arg: &str) -> Option<(&str, &str)> {
+    let (letters, list) = arg.strip_prefix('-')?.split_once('o')?;
+    letters.chars().all(|c| LONE_LETTERS.contains(&c)).then_some((letters, list))
 }
 
 fn flags(list: &str, is_flag: impl Fn(&str) -> bool) -> Result<Vec<OsString>, Failure> {
@@ -118,6 +129,8 @@ mod tests {
         let out = expanded(&["src", "mnt", "-o", "ro,spec=4bit,rule=a\\,b=8bit,allow_other", "-orw,dev,suid"]);
         assert_eq!(out.unwrap(), ["src", "mnt", "--spec=4bit", "--rule=a,b=8bit", "--allow-other"]);
         assert_eq!(expanded(&["-o", "x-systemd.automount,nofail,,uid=5"]).unwrap(), ["--uid=5"]);
+        assert_eq!(expanded(&["-fo", "spec=8bit", "-ffospec=x"]).unwrap(), ["-f", "--spec=8bit", "-ff", "--spec=x"]);
+        assert_eq!(expanded(&["--spec=foo", "-xo", "-f"]).unwrap(), ["--spec=foo", "-xo", "-f"]);
         assert_eq!(expanded(&["a", "--", "-o", "b"]).unwrap(), ["a", "--", "-o", "b"]);
     }
 

@@ -1,6 +1,9 @@
 //! `quantfs status`: the live mounts, from the mount table and their daemons' own words.
 
-use std::{io::Write, path::PathBuf};
+use std::{
+    io::{ErrorKind, Write},
+    path::PathBuf,
+};
 
 use clap::Args;
 use serde_json::{Value, json};
@@ -42,7 +45,19 @@ pub fn run(args: &Status, out: &mut dyn Write) -> Result<(), Failure> {
     } else if found.is_empty() {
         writeln!(out, "no quantfs mounts")?;
     } else {
-        let head = ["mounted on", "source", "spec", "open", "hits", "encode", "memory", "errors", "NaN/inf", "state"];
+        let head = [
+            "mounted on",
+            "source",
+            "spec",
+            "open",
+            "hits",
+            "served",
+            "encode/thread",
+            "memory",
+            "errors",
+            "NaN/inf",
+            "state",
+        ];
         let rows: Vec<_> = std::iter::once(head.map(str::to_owned)).chain(found.iter().map(row)).collect();
         print_aligned(&rows, out)?;
     }
@@ -51,11 +66,15 @@ pub fn run(args: &Status, out: &mut dyn Write) -> Result<(), Failure> {
 
 /// What the daemon says, or what is known without it.
 fn status_of(entry: &mountinfo::Entry) -> Value {
-    let (state, mut status) = match control::ask(entry.device, Request::Status) {
-        Ok(status) => ("live", status),
+    let (state, mut status) = match control::ask(entry, Request::Status) {
+        Ok(status) => ("live".to_owned(), status),
         // Nobody is asked through the mount who is not known to be dead: a stuck daemon would hold us.
-        Err(e) if e.kind() == std::io::ErrorKind::ConnectionRefused => ("dead", json!({})),
-        Err(_) => ("no answer", json!({})),
+        Err(e) if e.kind() == ErrorKind::ConnectionRefused => ("dead".to_owned(), json!({})),
+        Err(e) if e.kind() == ErrorKind::PermissionDenied => {
+            let user = entry.user.map_or_else(|| "another user".to_owned(), |user| format!("user {user}"));
+            (format!("{user}'s mount"), json!({}))
+        }
+        Err(_) => ("no answer".to_owned(), json!({})),
     };
     if status["mountpoint"].is_null() {
         status["mountpoint"] = entry.path.display().to_string().into();
@@ -65,10 +84,13 @@ fn status_of(entry: &mountinfo::Entry) -> Value {
     status
 }
 
-fn row(status: &Value) -> [String; 10] {
-    let text = |key: &str| status[key].as_str().unwrap_or("-").to_owned();
+fn row(status: &Value) -> [String; 11] {
+    // Another user's daemon may say anything.
+    let shown = |text: &str| text.replace(char::is_control, "?");
+    let text = |key: &str| status[key].as_str().map_or_else(|| "-".to_owned(), shown);
     let number = |value: &Value| value.as_u64().map_or_else(|| "-".to_owned(), |n| n.to_string());
     let share = |value: &Value| value.as_f64().map_or_else(|| "-".to_owned(), |x| format!("{:.1}%", x * 100.0));
+    let bytes = |value: &Value, unit| value.as_u64().map_or_else(|| "-".to_owned(), |n| size::render(n) + unit);
     let speed = |value: &Value| value.as_f64().map_or_else(|| "-".to_owned(), |x| format!("{x:.2} GB/s"));
     [
         text("mountpoint"),
@@ -76,8 +98,9 @@ fn row(status: &Value) -> [String; 10] {
         text("spec"),
         number(&status["open_files"]),
         share(&status["hit_rate"]),
-        speed(&status["encode_gb_per_second"]),
-        status["resident_bytes"].as_u64().map_or_else(|| "-".to_owned(), size::render),
+        bytes(&status["counters"]["recent_bytes_per_second"], "/s"),
+        speed(&status["encode_gb_per_thread_second"]),
+        bytes(&status["resident_bytes"], ""),
         number(&status["counters"]["errors"]),
         number(&status["counters"]["not_finite"]),
         text("state"),

@@ -3,7 +3,7 @@
 use std::{
     io::Write,
     os::fd::OwnedFd,
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -12,6 +12,7 @@ use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     process::{Pid, PidfdFlags, pidfd_open},
 };
+use serde_json::{Value, json};
 
 use crate::{
     cli::{
@@ -40,6 +41,9 @@ pub struct Umount {
     /// End their readers: whoever reads gets errors
     #[arg(long)]
     pub force: bool,
+    /// Print JSON: a list with an object for each mount
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Runs the verb: every mount is tried, the first failure is told.
@@ -47,18 +51,36 @@ pub struct Umount {
 /// # Errors
 /// A path that is no mount of ours, or a mount that cannot be taken down.
 pub fn run(args: &Umount, out: &mut dyn Write) -> Result<(), Failure> {
-    let entries: Vec<Result<mountinfo::Entry, Failure>> = if args.all {
-        all()?.into_iter().map(Ok).collect()
+    let entries: Vec<(PathBuf, Result<mountinfo::Entry, Failure>)> = if args.all {
+        all()?.into_iter().map(|entry| (entry.path.clone(), Ok(entry))).collect()
     } else {
-        args.mountpoints.iter().map(|path| Ok(fuse::find(path)?)).collect()
+        args.mountpoints.iter().map(|path| (path.clone(), fuse::find(path).map_err(Failure::from))).collect()
     };
-    let mut failed = None;
-    for entry in entries {
-        if let Err(failure) = entry.and_then(|entry| take_down(&entry, args.force, out)) {
-            failed = failed.or(Some(failure));
+    let (mut failed, mut facts) = (None, Vec::new());
+    for (path, entry) in entries {
+        let path = entry.as_ref().map_or(path, |entry| entry.path.clone());
+        let outcome = entry.and_then(|entry| take_down(&entry, args.force));
+        if args.json {
+            facts.push(fact(&path, &outcome));
+        } else if let Ok(Some(open)) = &outcome {
+            let at = path.display();
+            writeln!(out, "{at}: unmounted; files still open: {open}; the daemon ends when they are closed")?;
         }
+        failed = failed.or(outcome.err());
+    }
+    if args.json {
+        writeln!(out, "{:#}", Value::from(facts))?;
     }
     failed.map_or(Ok(()), Err)
+}
+
+fn fact(path: &Path, outcome: &Result<Option<u64>, Failure>) -> Value {
+    let mut fact = json!({ "mountpoint": path.display().to_string(), "unmounted": outcome.is_ok() });
+    match outcome {
+        Ok(open) => fact["open_files"] = open.unwrap_or(0).into(),
+        Err(failure) => fact["error"] = failure.line().into(),
+    }
+    fact
 }
 
 /// The mounts of this user, the latest first: they may lie in each other.
@@ -70,35 +92,32 @@ fn all() -> Result<Vec<mountinfo::Entry>, Failure> {
     Ok(ours)
 }
 
-fn take_down(entry: &mountinfo::Entry, force: bool, out: &mut dyn Write) -> Result<(), Failure> {
+/// Takes a mount down; where its daemon stays because of its readers, the number of files they have open.
+fn take_down(entry: &mountinfo::Entry, force: bool) -> Result<Option<u64>, Failure> {
     let place = Place { path: entry.path.clone(), device: Some(entry.device) };
-    let daemon = Daemon::of(entry.device);
+    let daemon = Daemon::of(entry);
     if force
         && let Some(daemon) = &daemon
-        && control::ask(entry.device, Request::Unmount { force }).is_ok()
+        && control::ask(entry, Request::Unmount { force }).is_ok()
     {
         daemon.wait();
     }
     fuse::unmount(&place, if force { Force::Yes } else { Force::No })?;
-    if let Some(open) = daemon.and_then(|daemon| daemon.wait()) {
-        let at = entry.path.display();
-        writeln!(out, "{at}: unmounted; files still open: {open}; the daemon ends when they are closed")?;
-    }
-    Ok(())
+    Ok(daemon.and_then(|daemon| daemon.wait()))
 }
 
 /// A daemon, to wait for. Held by descriptor, since its number may soon be another's.
-struct Daemon {
-    device: (u32, u32),
+struct Daemon<'a> {
+    entry: &'a mountinfo::Entry,
     process: OwnedFd,
 }
 
-impl Daemon {
-    fn of(device: (u32, u32)) -> Option<Self> {
-        let status = control::ask(device, Request::Status).ok()?;
+impl<'a> Daemon<'a> {
+    fn of(entry: &'a mountinfo::Entry) -> Option<Self> {
+        let status = control::ask(entry, Request::Status).ok()?;
         let pid = Pid::from_raw(i32::try_from(status["pid"].as_i64()?).ok()?)?;
         let process = pidfd_open(pid, PidfdFlags::empty()).ok()?;
-        Some(Self { device, process })
+        Some(Self { entry, process })
     }
 
     /// Waits for its end; where it stays because of its readers, the number of files they have open.
@@ -109,7 +128,7 @@ impl Daemon {
             if poll(&mut end, Some(&STEP)).is_ok_and(|ended| ended > 0) {
                 return None;
             }
-            let status = control::ask(self.device, Request::Status).ok();
+            let status = control::ask(self.entry, Request::Status).ok();
             let open = status.and_then(|status| status["open_files"].as_u64()).filter(|open| *open > 0);
             if open.is_some() {
                 return open;

@@ -38,6 +38,9 @@ pub struct Warm {
     pub mountpoint: PathBuf,
     /// Only the files whose path below the mount point fits this glob (`*` crosses directories)
     pub pattern: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Runs the verb.
@@ -48,7 +51,9 @@ pub fn run(args: &Warm, out: &mut dyn Write) -> Result<(), Failure> {
     let root = fuse::find(&args.mountpoint)?.path;
     let files = chosen(&root, args.pattern.as_deref())?;
     let total = files.iter().map(|(_, len)| len).sum();
-    if let Some(free) = memory::available().filter(|free| *free < total) {
+    let free = memory::available();
+    let fits = free.is_none_or(|free| free >= total);
+    if let Some(free) = free.filter(|_| !fits && !args.json) {
         let (total, free) = (size::render(total), size::render(free));
         writeln!(out, "warning: {total} do not fit into {free} of free memory; the first will be forgotten")?;
     }
@@ -57,7 +62,13 @@ pub fn run(args: &Warm, out: &mut dyn Write) -> Result<(), Failure> {
     let read = read_all(&files, &bar);
     bar.finish();
     read?;
-    writeln!(out, "{}: {} files, {} are in memory", root.display(), files.len(), size::render(total))?;
+    if args.json {
+        let at = root.display().to_string();
+        let facts = serde_json::json!({ "mountpoint": at, "files": files.len(), "bytes": total, "fits": fits });
+        writeln!(out, "{facts}")?;
+    } else {
+        writeln!(out, "{}: {} files, {} are in memory", root.display(), files.len(), size::render(total))?;
+    }
     Ok(())
 }
 
