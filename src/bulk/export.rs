@@ -21,10 +21,10 @@ use crate::{
 };
 
 /// Marks a directory that an export has begun and not finished.
-const MARK: &str = ".quantfs-export";
+pub(super) const MARK: &str = ".quantfs-export";
 
 /// Appended to the name of a file that is being written.
-const PARTIAL: &str = ".quantfs-partial";
+pub(super) const PARTIAL: &str = ".quantfs-partial";
 
 /// Writes every file of a view below `target`. Returns the bytes written by this run.
 ///

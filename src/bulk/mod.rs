@@ -8,6 +8,7 @@ mod compare;
 mod describe;
 mod export;
 mod holdings;
+mod stated;
 
 pub use audit::{Audit, audit};
 pub use compare::{Comparison, Difference, compare};

@@ -98,6 +98,9 @@ fn tell_audit(audit: &Audit, out: &mut dyn Write) -> std::io::Result<()> {
             writeln!(out, "  {what}: {}", Audit::sample(names))?;
         }
     }
+    if audit.quantized == 0 {
+        writeln!(out, "  note: no weight of it is quantized")?;
+    }
     audit.faults.iter().try_for_each(|f| writeln!(out, "  fault: {f}"))
 }
 

@@ -236,14 +236,6 @@ fn read_small(source: &dyn Source, file: FileId) -> Result<Vec<u8>, Error> {
     Ok(bytes)
 }
 
-/// `model-00001-of-00003` is number 1 of 3 of `model`.
-fn shard_number(stem: &str) -> Option<(&str, usize, usize)> {
-    let (rest, of) = stem.rsplit_once("-of-")?;
-    let (name, number) = rest.rsplit_once('-')?;
-    let digits = |s: &str| s.len() == 5 && s.bytes().all(|b| b.is_ascii_digit());
-    (digits(number) && digits(of)).then_some((name, number.parse().ok()?, of.parse().ok()?))
-}
-
 /// Puts headers into sets: first those that an index names, then the rest by stem.
 fn gather(source: &dyn Source, visible: &[FileId], parsed: Vec<Parsed>) -> Result<Vec<Set>, Error> {
     let mut free: BTreeMap<String, Parsed> =
@@ -260,7 +252,7 @@ fn gather(source: &dyn Source, visible: &[FileId], parsed: Vec<Parsed>) -> Resul
         let (dir, name) = split(&path);
         let stem = name.strip_suffix(SHARD_SUFFIX).unwrap_or(name);
         let key = |s: &str| (dir.to_owned(), s.to_owned());
-        if let Some((stem, number, of)) = shard_number(stem) {
+        if let Some((stem, number, of)) = safetensors::shard_number(stem) {
             let seen = numbered.entry(key(stem)).or_insert((of, BTreeSet::new()));
             seen.1.insert(number);
             sets.entry(key(stem)).or_default().1.push(parsed);

@@ -9,8 +9,10 @@ use std::{
 
 use quantfs::{
     bulk::{self, Silent},
+    container::safetensors,
     plan::{self, Options, Parts, Spec},
     source::{self, Caches, Source},
+    tensor::{Dtype, TensorInfo},
     view::{self, Engine, View},
 };
 
@@ -82,9 +84,86 @@ fn an_audit_sees_what_is_wrong() {
     let moved =
         found(&|d| edited(d, "\"lm_head.scales\": \"model.safetensors\"", "\"lm_head.scales\": \"other.safetensors\""));
     assert!(moved.contains("lm_head.scales") && moved.contains("other.safetensors"), "{moved}");
-    assert!(bulk::audit(&golden(".."), &Silent).is_ok(), "a directory of directories is walked");
+    let bits = found(&|d| {
+        let path = d.join("config.json");
+        fs::write(&path, fs::read_to_string(&path).unwrap().replace("\"bits\": 4", "\"bits\": 8")).unwrap();
+    });
+    assert!(bits.contains("config.json: says 8 bits in groups of 64"), "{bits}");
+    let broken = found(&|d| fs::write(d.join("config.json"), "{").unwrap());
+    assert!(broken.contains("config.json"), "{broken}");
+    let unfinished = found(&|d| fs::write(d.join("model.safetensors.quantfs-partial"), "").unwrap());
+    assert!(unfinished.contains("was not finished"), "{unfinished}");
+    let shard = found(&|d| {
+        fs::remove_file(d.join(index)).unwrap();
+        fs::rename(d.join("model.safetensors"), d.join("model-00001-of-00002.safetensors")).unwrap();
+    });
+    assert!(shard.contains("model-00002-of-00002.safetensors: is missing"), "{shard}");
     let empty = tempfile::tempdir().unwrap();
     assert!(bulk::audit(empty.path(), &Silent).unwrap_err().to_string().contains("no .safetensors"));
+}
+
+#[test]
+fn an_audit_looks_at_every_kind_of_scale_and_at_all_parts() {
+    let dir = tempfile::tempdir().unwrap();
+    for (spec, nan) in
+        [("4bit", vec![0xC0u8, 0x7F]), ("mxfp4", vec![0xFF]), ("mxfp8", vec![0xFF]), ("nvfp4", vec![0x7F])]
+    {
+        let out = dir.path().join(spec);
+        bulk::export(&view(&golden("llama_src"), spec), &out, &Silent).unwrap();
+        let audit = bulk::audit(&out, &Silent).unwrap();
+        assert!(audit.is_sound() && audit.quantized > 10, "{spec}: {audit:?}");
+        overwrite(&out, "model.layers.0.mlp.up_proj.scales", &nan);
+        let audit = bulk::audit(&out, &Silent).unwrap();
+        assert!(
+            audit.faults.iter().any(|f| f.contains("up_proj.scales") && f.contains("not finite")),
+            "{spec}: {audit:?}"
+        );
+    }
+    // Scales with fewer rows than the codes, and no biases.
+    let shapes = |scales: &[usize]| {
+        let at = tempfile::tempdir().unwrap();
+        let info = |name: &str, dtype, shape: &[usize]| TensorInfo { name: name.into(), dtype, shape: shape.to_vec() };
+        let infos = [info("a.weight", Dtype::U32, &[4, 8]), info("a.scales", Dtype::BF16, scales)];
+        let made = safetensors::render(&infos, None, 8).unwrap();
+        let mut bytes = made.preamble;
+        bytes.resize(usize::try_from(made.len).unwrap(), 0);
+        fs::write(at.path().join("model.safetensors"), bytes).unwrap();
+        bulk::audit(at.path(), &Silent).unwrap()
+    };
+    assert!(shapes(&[2, 1]).faults.iter().any(|f| f.contains("differ in rows")));
+    assert_eq!(shapes(&[4, 1]).missing, ["a.biases"]);
+}
+
+#[test]
+fn an_audit_ends() {
+    let dir = copy("llama_q4_g64");
+    for name in ["one", "two"] {
+        std::os::unix::fs::symlink(".", dir.path().join(name)).unwrap();
+    }
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        dir.path().join("pipe.safetensors"),
+        rustix::fs::FileType::Fifo,
+        0o600.into(),
+        0,
+    )
+    .unwrap();
+    let audit = bulk::audit(dir.path(), &Silent).unwrap();
+    assert!(audit.faults.iter().any(|f| f.contains("pipe.safetensors")), "{audit:?}");
+}
+
+#[test]
+fn components_may_be_nested() {
+    let dir = tempfile::tempdir().unwrap();
+    let nested = dir.path().join("source/a.b/c");
+    fs::create_dir_all(&nested).unwrap();
+    for name in ["config.json", "model.safetensors"] {
+        fs::copy(golden("llama_src").join(name), nested.join(name)).unwrap();
+    }
+    let out = dir.path().join("out");
+    bulk::export(&view(&dir.path().join("source"), "4bit"), &out, &Silent).unwrap();
+    let audit = bulk::audit(&out, &Silent).unwrap();
+    assert!(audit.is_sound() && audit.quantized > 10, "{audit:?}");
 }
 
 #[test]
