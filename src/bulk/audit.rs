@@ -137,7 +137,7 @@ fn check_indexes(at: &Path, here: &BTreeMap<String, Held>, found: &mut Audit) ->
                         Some(held) => found
                             .faults
                             .push(format!("tensor {tensor}: the index says {shard}, it is in {}", held.file.display())),
-                        None => found.missing.push(format!("{tensor} ({shard})")),
+                        None => found.missing.push(tensor.clone()),
                     }
                     expected.insert(tensor);
                 }
@@ -224,11 +224,12 @@ fn check_values<'a>(
     found: &mut Audit,
     progress: &dyn Progress,
 ) -> Result<(), Error> {
-    let mut parts: Vec<(&Held, fn(&[u8], Dtype) -> usize)> = vec![];
+    let mut parts: Vec<(&Held, Count)> = vec![];
     for (here, (stem, weight, scales)) in weights {
-        let encoding = if code_bits(weight, scales) == Some(NVFP4_CODE_BITS) { not_finite_e4m3 } else { not_finite };
-        parts.push((scales, encoding));
-        parts.extend(here.get(&format!("{stem}.biases")).map(|b| (b, not_finite as fn(&[u8], Dtype) -> usize)));
+        let count: Count =
+            if code_bits(weight, scales) == Some(NVFP4_CODE_BITS) { not_finite_e4m3 } else { not_finite };
+        parts.push((scales, count));
+        parts.extend(here.get(&format!("{stem}.biases")).map(|b| (b, not_finite as Count)));
     }
     progress.begin(parts.iter().map(|(p, _)| p.tensor.range.end - p.tensor.range.start).sum());
     let mut buffer = vec![];
@@ -246,6 +247,9 @@ fn check_values<'a>(
     }
     Ok(())
 }
+
+/// Counts the values of a dtype that are not finite.
+type Count = fn(&[u8], Dtype) -> usize;
 
 /// 16 codes of 4 bits share a scale in e4m3; other scales of a byte are e8m0.
 const NVFP4_CODE_BITS: u64 = 64;

@@ -205,12 +205,28 @@ fn a_comparison_finds_every_difference() {
 }
 
 #[test]
+fn tensors_are_compared_wherever_they_lie() {
+    let view = view(&golden("llama_src"), "4bit");
+    let theirs = bulk::compare_tensors(&view, &golden("llama_q4_g64"), &Silent).unwrap();
+    assert!(theirs.is_equal() && theirs.equal > 40, "{theirs:?}");
+    let dir = copy("llama_q4_g64");
+    overwrite(dir.path(), "lm_head.weight", &[0; 8]);
+    let spoilt = bulk::compare_tensors(&view, dir.path(), &Silent).unwrap();
+    assert!(!spoilt.is_equal() && spoilt.different.len() == 1, "{spoilt:?}");
+    assert!(spoilt.different[0].starts_with("lm_head.weight: byte"), "{spoilt:?}");
+    let other = bulk::compare_tensors(&view, &golden("llama_mxfp4"), &Silent).unwrap();
+    assert!(other.missing.iter().any(|n| n == "lm_head.biases") && !other.different.is_empty(), "{other:?}");
+}
+
+#[test]
 fn an_export_is_taken_up_where_it_stopped() {
     let dir = tempfile::tempdir().unwrap();
     let (out, view4) = (dir.path().join("out"), view(&golden("llama_src"), "4bit"));
     let total: u64 = view4.plan().files.iter().map(|f| f.len).sum();
     assert_eq!(bulk::export(&view4, &out, &Silent).unwrap(), total);
-    assert!(bulk::export(&view4, &out, &Silent).unwrap_err().to_string().contains("not empty"));
+    assert_eq!(bulk::export(&view4, &out, &Silent).unwrap(), 0, "it is there already");
+    let other = bulk::export(&view(&golden("llama_src"), "8bit"), &out, &Silent).unwrap_err().to_string();
+    assert!(other.contains("not empty"), "{other}");
     // As a kill leaves it: the mark is there, one file is partial and one is whole.
     let again = dir.path().join("again");
     struct Stops(PathBuf);
