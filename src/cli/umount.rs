@@ -34,7 +34,7 @@ pub struct Umount {
     /// Where they are mounted
     #[arg(required_unless_present = "all")]
     pub mountpoints: Vec<PathBuf>,
-    /// All quantfs mounts of this user
+    /// All quantfs mounts of this user; root's are everybody's
     #[arg(long, conflicts_with = "mountpoints")]
     pub all: bool,
     /// End their readers: whoever reads gets errors
@@ -54,7 +54,7 @@ pub fn run(args: &Umount, out: &mut dyn Write) -> Result<(), Failure> {
     };
     let mut failed = None;
     for entry in entries {
-        if let Err(failure) = entry.and_then(|entry| take_down(&entry, args.force, out)) {
+        if let Err(failure) = entry.and_then(|entry| take_down(&entry, args, out)) {
             failed = failed.or(Some(failure));
         }
     }
@@ -70,7 +70,8 @@ fn all() -> Result<Vec<mountinfo::Entry>, Failure> {
     Ok(ours)
 }
 
-fn take_down(entry: &mountinfo::Entry, force: bool, out: &mut dyn Write) -> Result<(), Failure> {
+fn take_down(entry: &mountinfo::Entry, args: &Umount, out: &mut dyn Write) -> Result<(), Failure> {
+    let force = args.force;
     let place = Place { path: entry.path.clone(), device: Some(entry.device) };
     let daemon = Daemon::of(entry.device);
     if force
@@ -80,9 +81,12 @@ fn take_down(entry: &mountinfo::Entry, force: bool, out: &mut dyn Write) -> Resu
         daemon.wait();
     }
     fuse::unmount(&place, if force { Force::Yes } else { Force::No })?;
-    if let Some(open) = daemon.and_then(|daemon| daemon.wait()) {
-        let at = entry.path.display();
-        writeln!(out, "{at}: unmounted; files still open: {open}; the daemon ends when they are closed")?;
+    let at = entry.path.display();
+    match daemon.and_then(|daemon| daemon.wait()) {
+        Some(open) => writeln!(out, "{at}: unmounted; files still open: {open}; the daemon ends when they are closed")?,
+        // Who named a mount knows which one it was.
+        None if args.all => writeln!(out, "{at}: unmounted")?,
+        None => {}
     }
     Ok(())
 }
