@@ -1,25 +1,26 @@
 //! A quantized directory by itself: every tensor present, shapes that fit, finite scales.
 //!
-//! Whoever wrote the directory, `quantization.json`, the indexes and the headers say which tensors
-//! there must be and of what shape.
+//! Whoever wrote the directory: `quantization.json`, `config.json`, the indexes, the numbers in the
+//! names of shards and the headers say which tensors there must be and of what shape. Where they
+//! contradict each other, that is a fault.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
     os::unix::fs::FileExt,
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use half::{bf16, f16};
 use serde::Serialize;
-use serde_json::Value;
 
 use crate::{
     bulk::{
         Error, Progress,
-        holdings::{Held, Holdings},
+        holdings::{Held, Here, Holdings},
+        stated::{self, Document, Layer},
     },
-    container::{index, json},
+    container::index,
     tensor::Dtype,
 };
 
@@ -37,6 +38,8 @@ pub struct Audit {
     pub extra: Vec<String>,
     /// Everything else that is wrong: shapes, scales, broken files.
     pub faults: Vec<String>,
+    /// Weights that are quantized: codes with scales beside them.
+    pub quantized: usize,
     /// Scales and biases whose values were looked at.
     pub scales: usize,
 }
@@ -65,10 +68,54 @@ pub fn audit(directory: &Path, progress: &dyn Progress) -> Result<Audit, Error> 
     let mut found = Audit { faults, ..Audit::default() };
     for (at, here) in &held {
         check_indexes(at, here, &mut found)?;
+        let config = or_fault(stated::config(at), &mut found);
+        for (stem, weight, scales) in quantized(here) {
+            found.quantized += 1;
+            check_parts(stem, weight, scales, here, &mut found);
+            check_stated(stem, weight, scales, config.as_ref(), &mut found);
+        }
+        if found.quantized == 0 && config.as_ref().is_some_and(Document::is_quantized) {
+            found.faults.push(format!("{}/config.json: says quantized, but no tensor has scales", at.display()));
+        }
     }
-    check_manifest(directory, &held, &mut found)?;
-    check_scales(&held, &mut found, progress)?;
+    if let Some(manifest) = or_fault(stated::manifest(directory), &mut found) {
+        for layer in manifest.layers() {
+            match held.get(&directory.join(layer.dir)) {
+                Some(here) => check_layer(&layer, here, &mut found),
+                None => found.missing.push(format!("{} (no weights in {}/)", layer.name, layer.dir)),
+            }
+        }
+    }
+    check_values(held.values().flat_map(|here| quantized(here).map(move |q| (here, q))), &mut found, progress)?;
+    found.missing.sort();
+    found.missing.dedup();
     Ok(found)
+}
+
+/// What a broken file says, as a fault of the directory.
+fn or_fault(read: Result<Option<Document>, Error>, found: &mut Audit) -> Option<Document> {
+    read.unwrap_or_else(|e| {
+        found.faults.push(e.to_string());
+        None
+    })
+}
+
+/// The weights of a directory that have codes and scales.
+fn quantized(here: &Here) -> impl Iterator<Item = (&str, &Held, &Held)> {
+    here.iter().filter_map(|(name, held)| {
+        let stem = name.strip_suffix(".weight").filter(|_| held.tensor.info.dtype == Dtype::U32)?;
+        Some((stem, held, here.get(&format!("{stem}.scales"))?))
+    })
+}
+
+fn read_index(path: &Path) -> Result<index::Index, String> {
+    let bytes = File::open(path).and_then(|file| {
+        let len = file.metadata()?.len().min(index::MAX_INDEX + 1);
+        let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
+        file.read_exact_at(&mut bytes, 0)?;
+        Ok(bytes)
+    });
+    index::parse(&bytes.map_err(|e| e.to_string())?).map_err(|e| e.to_string())
 }
 
 fn check_indexes(at: &Path, here: &BTreeMap<String, Held>, found: &mut Audit) -> Result<(), Error> {
@@ -80,8 +127,7 @@ fn check_indexes(at: &Path, here: &BTreeMap<String, Held>, found: &mut Audit) ->
             continue;
         }
         indexed = true;
-        let bytes = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
-        match index::parse(&bytes) {
+        match read_index(&path) {
             Ok(index) => {
                 for (tensor, shard) in index.weight_map {
                     match here.get(&tensor) {
@@ -91,12 +137,12 @@ fn check_indexes(at: &Path, here: &BTreeMap<String, Held>, found: &mut Audit) ->
                         Some(held) => found
                             .faults
                             .push(format!("tensor {tensor}: the index says {shard}, it is in {}", held.file.display())),
-                        None => found.missing.push(format!("{tensor} ({shard})")),
+                        None => found.missing.push(tensor.clone()),
                     }
                     expected.insert(tensor);
                 }
             }
-            Err(e) => found.faults.push(format!("{}: {e}", path.display())),
+            Err(why) => found.faults.push(format!("{}: {why}", path.display())),
         }
     }
     if indexed {
@@ -107,89 +153,109 @@ fn check_indexes(at: &Path, here: &BTreeMap<String, Held>, found: &mut Audit) ->
     Ok(())
 }
 
-/// The layers of `quantization.json`: present, and of the shapes that their bits and groups make.
-fn check_manifest(
-    root: &Path,
-    held: &BTreeMap<PathBuf, BTreeMap<String, Held>>,
-    found: &mut Audit,
-) -> Result<(), Error> {
-    let path = root.join("quantization.json");
-    let bytes = match std::fs::read(&path) {
-        Ok(bytes) => bytes,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(e) => return Err(Error::io(&path, e)),
-    };
-    let manifest = match json::parse(&bytes) {
-        Ok(manifest) => manifest,
-        Err(e) => {
-            found.faults.push(format!("{}: {e}", path.display()));
-            return Ok(());
+/// Codes, scales and biases have the same rows; affine codes have biases of the shape of the scales.
+fn check_parts(stem: &str, weight: &Held, scales: &Held, here: &Here, found: &mut Audit) {
+    let rows = |held: &Held| held.tensor.info.shape.split_last().map(|(_, rows)| rows.to_vec());
+    if rows(weight) != rows(scales) {
+        let (a, b) = (&weight.tensor.info.shape, &scales.tensor.info.shape);
+        found.faults.push(format!("{stem}: codes {a:?} and scales {b:?} differ in rows"));
+    }
+    let biases = here.get(&format!("{stem}.biases"));
+    match (scales.tensor.info.dtype, biases) {
+        (Dtype::U8, _) => {}
+        (_, None) => found.missing.push(format!("{stem}.biases")),
+        (_, Some(biases)) if biases.tensor.info.shape != scales.tensor.info.shape => {
+            let (a, b) = (&biases.tensor.info.shape, &scales.tensor.info.shape);
+            found.faults.push(format!("{stem}: biases {a:?} and scales {b:?} differ in shape"));
         }
-    };
-    let number = |layer: &Value, key: &str| layer.get(key).or_else(|| manifest.get(key)).and_then(Value::as_u64);
-    for layer in manifest.get("layers").and_then(Value::as_array).into_iter().flatten() {
-        let text = |key: &str| layer.get(key).and_then(Value::as_str).unwrap_or_default();
-        let (name, in_dim) = (text("name"), number(layer, "in_dim").unwrap_or(0));
-        let (Some(bits), Some(group)) = (number(layer, "bits"), number(layer, "group_size")) else { continue };
-        let file = root.join(text("quant_file"));
-        let Some(here) = file.parent().and_then(|d| held.get(d)) else {
-            found.missing.push(format!("{name} ({})", text("quant_file")));
-            continue;
-        };
-        check_layer(name, here, [bits, group, in_dim], found);
-    }
-    Ok(())
-}
-
-fn check_layer(name: &str, here: &BTreeMap<String, Held>, [bits, group, in_dim]: [u64; 3], found: &mut Audit) {
-    // A manifest may list a layer under `component.base` and under `base`.
-    let candidates = [Some(name), name.split_once('.').map(|(_, rest)| rest)];
-    let weight = candidates.into_iter().flatten().find_map(|stem| Some((stem, here.get(&format!("{stem}.weight"))?)));
-    let Some((stem, weight)) = weight else {
-        found.missing.push(format!("{name}.weight"));
-        return;
-    };
-    let words = weight.tensor.info.shape.last().copied().unwrap_or(0) as u64;
-    if weight.tensor.info.dtype == Dtype::U32 && words.checked_mul(32) != in_dim.checked_mul(bits) {
-        found.faults.push(format!("{stem}.weight: {words} words a row do not hold {in_dim} codes of {bits} bits"));
-    }
-    let Some(scales) = here.get(&format!("{stem}.scales")) else {
-        found.missing.push(format!("{stem}.scales"));
-        return;
-    };
-    let groups = scales.tensor.info.shape.last().copied().unwrap_or(0) as u64;
-    if groups.checked_mul(group) != Some(in_dim) {
-        found.faults.push(format!("{stem}.scales: {groups} groups of {group} do not make {in_dim} columns"));
+        _ => {}
     }
 }
 
-fn check_scales(
-    held: &BTreeMap<PathBuf, BTreeMap<String, Held>>,
+/// Bits that the codes of a group take, as the shapes say it.
+fn code_bits(weight: &Held, scales: &Held) -> Option<u64> {
+    let last = |held: &Held| held.tensor.info.shape.last().map(|n| *n as u64);
+    let (codes, groups) = (last(weight)?.checked_mul(32)?, last(scales)?);
+    (groups > 0 && codes.is_multiple_of(groups)).then(|| codes / groups)
+}
+
+fn check_stated(stem: &str, weight: &Held, scales: &Held, config: Option<&Document>, found: &mut Audit) {
+    let Some(taken) = code_bits(weight, scales) else {
+        found.faults.push(format!("{stem}: its codes cannot be shared out to its scales"));
+        return;
+    };
+    let stated = config.and_then(|c| Some((c, c.of_config(stem)?)));
+    if let Some((config, (bits, group))) = stated.filter(|(_, (b, g))| b.checked_mul(*g) != Some(taken)) {
+        let path = config.path.display();
+        found
+            .faults
+            .push(format!("{path}: says {bits} bits in groups of {group}, but a group of {stem} has {taken} bits"));
+    }
+}
+
+fn check_layer(layer: &Layer<'_>, here: &Here, found: &mut Audit) {
+    let part = |suffix: &str| here.get(&format!("{}.{suffix}", layer.stem));
+    let (Some(weight), Some(scales)) = (part("weight"), part("scales")) else {
+        let missing = ["weight", "scales"].into_iter().filter(|s| part(s).is_none());
+        found.missing.extend(missing.map(|s| format!("{}.{s}", layer.stem)));
+        return;
+    };
+    let dim = |held: &Held, back: usize| held.tensor.info.shape.iter().rev().nth(back).map(|n| *n as u64);
+    let (stem, Some((bits, group))) = (layer.stem, layer.parameters) else { return };
+    let (words, groups) = (dim(weight, 0).unwrap_or(0), dim(scales, 0).unwrap_or(0));
+    if let Some(cols) = layer.in_dim {
+        if words.checked_mul(32) != cols.checked_mul(bits) {
+            found.faults.push(format!("{stem}.weight: {words} words a row do not hold {cols} codes of {bits} bits"));
+        }
+        if groups.checked_mul(group) != Some(cols) {
+            found.faults.push(format!("{stem}.scales: {groups} groups of {group} do not make {cols} columns"));
+        }
+    }
+    if let Some(rows) = layer.out_dim.filter(|rows| dim(weight, 1) != Some(*rows)) {
+        found
+            .faults
+            .push(format!("{stem}.weight: {:?} has not the {rows} rows of the manifest", weight.tensor.info.shape));
+    }
+}
+
+/// Looks at every scale and bias.
+fn check_values<'a>(
+    weights: impl Iterator<Item = (&'a Here, (&'a str, &'a Held, &'a Held))>,
     found: &mut Audit,
     progress: &dyn Progress,
 ) -> Result<(), Error> {
-    let is_scale =
-        |name: &str| name.ends_with(".scales") || name.ends_with(".biases") || name.ends_with("weight_scale");
-    let scales: Vec<&Held> =
-        held.values().flat_map(BTreeMap::values).filter(|h| is_scale(&h.tensor.info.name)).collect();
-    progress.begin(scales.iter().map(|h| h.tensor.range.end - h.tensor.range.start).sum());
-    for scale in scales {
-        let range = &scale.tensor.range;
-        let file = File::open(&scale.file).map_err(|e| Error::io(&scale.file, e))?;
-        let mut bytes = vec![0; usize::try_from(range.end - range.start).unwrap_or(0)];
-        file.read_exact_at(&mut bytes, range.start).map_err(|e| Error::io(&scale.file, e))?;
-        let bad = not_finite(&bytes, scale.tensor.info.dtype);
+    let mut parts: Vec<(&Held, Count)> = vec![];
+    for (here, (stem, weight, scales)) in weights {
+        let count: Count =
+            if code_bits(weight, scales) == Some(NVFP4_CODE_BITS) { not_finite_e4m3 } else { not_finite };
+        parts.push((scales, count));
+        parts.extend(here.get(&format!("{stem}.biases")).map(|b| (b, not_finite as Count)));
+    }
+    progress.begin(parts.iter().map(|(p, _)| p.tensor.range.end - p.tensor.range.start).sum());
+    let mut buffer = vec![];
+    for (part, count) in parts {
+        let (range, info) = (&part.tensor.range, &part.tensor.info);
+        let file = File::open(&part.file).map_err(|e| Error::io(&part.file, e))?;
+        buffer.resize(usize::try_from(range.end - range.start).unwrap_or(0), 0);
+        file.read_exact_at(&mut buffer, range.start).map_err(|e| Error::io(&part.file, e))?;
+        let bad = count(&buffer, info.dtype);
         if bad > 0 {
-            found.faults.push(format!(
-                "tensor {} of {}: {bad} values are not finite",
-                scale.tensor.info.name,
-                scale.file.display()
-            ));
+            found.faults.push(format!("tensor {} of {}: {bad} values are not finite", info.name, part.file.display()));
         }
         found.scales += 1;
-        progress.advance(bytes.len() as u64);
+        progress.advance(buffer.len() as u64);
     }
     Ok(())
+}
+
+/// Counts the values of a dtype that are not finite.
+type Count = fn(&[u8], Dtype) -> usize;
+
+/// 16 codes of 4 bits share a scale in e4m3; other scales of a byte are e8m0.
+const NVFP4_CODE_BITS: u64 = 64;
+
+fn not_finite_e4m3(bytes: &[u8], dtype: Dtype) -> usize {
+    if dtype == Dtype::U8 { bytes.iter().filter(|b| **b & 0x7F == 0x7F).count() } else { not_finite(bytes, dtype) }
 }
 
 fn not_finite(bytes: &[u8], dtype: Dtype) -> usize {
@@ -199,6 +265,7 @@ fn not_finite(bytes: &[u8], dtype: Dtype) -> usize {
         Dtype::F32 => {
             bytes.chunks_exact(4).filter(|b| !f32::from_le_bytes([b[0], b[1], b[2], b[3]]).is_finite()).count()
         }
+        Dtype::U8 => bytes.iter().filter(|b| **b == u8::MAX).count(),
         _ => 0,
     }
 }

@@ -3,19 +3,14 @@
 //! Bits and groups come from shapes where these leave no doubt, and from `config.json` or
 //! `quantization.json` where they do (affine codes). Knows the layout `weight`, `scales`, `biases`.
 
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-};
-
-use serde_json::Value;
+use std::{collections::BTreeMap, path::Path};
 
 use crate::{
     bulk::{
         Error,
-        holdings::{Held, Holdings},
+        holdings::{Held, Here, Holdings},
+        stated::{self, Document},
     },
-    container::json,
     plan::Row,
     tensor::Dtype,
 };
@@ -29,48 +24,44 @@ pub fn describe(directory: &Path) -> Result<Vec<Row>, Error> {
     if let Some(fault) = faults.into_iter().next() {
         return Err(Error::Refused(fault));
     }
+    let manifest = stated::manifest(directory)?;
     let mut rows = vec![];
     for (at, here) in &held {
         let component = at.strip_prefix(directory).unwrap_or(at).display().to_string();
-        let parameters = Parameters::read(at, directory);
+        let groups = Groups::read(at, &component, manifest.as_ref())?;
         let shown = here.iter().filter(|(name, _)| !is_parameter(name, here));
-        rows.extend(shown.map(|(name, held)| row(&component, name, held, here, &parameters)));
+        rows.extend(shown.map(|(name, held)| row(&component, name, held, here, &groups)));
     }
     Ok(rows)
 }
 
-/// What `config.json` and `quantization.json` say of groups.
-struct Parameters {
-    documents: Vec<Value>,
+/// The group size of a module, from `config.json` or else from `quantization.json`.
+struct Groups {
+    config: Option<Document>,
+    listed: BTreeMap<String, usize>,
 }
 
-impl Parameters {
-    fn read(at: &Path, root: &Path) -> Self {
-        let paths: [PathBuf; 2] = [at.join("config.json"), root.join("quantization.json")];
-        let parsed = paths.iter().filter_map(|p| json::parse(&std::fs::read(p).ok()?).ok());
-        Self { documents: parsed.collect() }
+impl Groups {
+    fn read(at: &Path, component: &str, manifest: Option<&Document>) -> Result<Self, Error> {
+        let group = |(_, group): (u64, u64)| usize::try_from(group).ok();
+        let layers = manifest.into_iter().flat_map(Document::layers).filter(|l| l.dir == component);
+        let listed = layers.filter_map(|l| Some((l.stem.to_owned(), group(l.parameters?)?))).collect();
+        Ok(Self { config: stated::config(at)?, listed })
     }
 
-    /// The group size of a module: its own entry, else the default.
-    fn group(&self, stem: &str) -> Option<usize> {
-        let size = |v: &Value| v.get("group_size").and_then(Value::as_u64).and_then(|n| usize::try_from(n).ok());
-        self.documents.iter().find_map(|document| {
-            let top = document.get("quantization").unwrap_or(document);
-            let layers = document.get("layers").and_then(Value::as_array);
-            let listed =
-                layers.and_then(|all| all.iter().find(|l| l.get("name").and_then(Value::as_str) == Some(stem)));
-            top.get(stem).or(listed).and_then(size).or_else(|| size(top))
-        })
+    fn of(&self, stem: &str) -> Option<usize> {
+        let stated = self.config.as_ref().and_then(|c| c.of_config(stem));
+        stated.and_then(|(_, group)| usize::try_from(group).ok()).or_else(|| self.listed.get(stem).copied())
     }
 }
 
 /// Whether a tensor belongs to the weight of its module.
-fn is_parameter(name: &str, here: &BTreeMap<String, Held>) -> bool {
+fn is_parameter(name: &str, here: &Here) -> bool {
     let stem = name.strip_suffix(".scales").or_else(|| name.strip_suffix(".biases"));
     stem.is_some_and(|stem| here.contains_key(&format!("{stem}.weight")))
 }
 
-fn row(component: &str, name: &str, held: &Held, here: &BTreeMap<String, Held>, parameters: &Parameters) -> Row {
+fn row(component: &str, name: &str, held: &Held, here: &Here, groups: &Groups) -> Row {
     let bytes = |held: &Held| held.tensor.range.end - held.tensor.range.start;
     let info = &held.tensor.info;
     let mut row = Row {
@@ -87,7 +78,7 @@ fn row(component: &str, name: &str, held: &Held, here: &BTreeMap<String, Held>, 
     let Some(stem) = name.strip_suffix(".weight") else { return row };
     let part = |suffix: &str| here.get(&format!("{stem}.{suffix}"));
     let Some(scales) = part("scales").filter(|_| info.dtype == Dtype::U32) else { return row };
-    let found = recognize(held, scales, parameters.group(stem));
+    let found = recognize(held, scales, groups.of(stem));
     row.bytes_after += bytes(scales) + part("biases").map_or(0, bytes);
     row.bytes_before = row.bytes_after;
     (row.becomes, row.why) = match found {

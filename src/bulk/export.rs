@@ -21,10 +21,10 @@ use crate::{
 };
 
 /// Marks a directory that an export has begun and not finished.
-const MARK: &str = ".quantfs-export";
+pub(super) const MARK: &str = ".quantfs-export";
 
 /// Appended to the name of a file that is being written.
-const PARTIAL: &str = ".quantfs-partial";
+pub(super) const PARTIAL: &str = ".quantfs-partial";
 
 /// Writes every file of a view below `target`. Returns the bytes written by this run.
 ///
@@ -32,8 +32,9 @@ const PARTIAL: &str = ".quantfs-partial";
 /// A target that holds something else, a failed read of the view, a failed write.
 pub fn export(view: &Arc<View>, target: &Path, progress: &dyn Progress) -> Result<u64, Error> {
     let plan = view.plan();
-    let identity = identity(plan);
-    claim(target, &identity)?;
+    let Some(_lock) = claim(target, plan)? else {
+        return Ok(0);
+    };
     let todo: Vec<usize> = (0..plan.files.len()).filter(|i| !is_done(plan, *i, target)).collect();
     let total: u64 = todo.iter().map(|i| plan.files[*i].len).sum();
     progress.begin(total);
@@ -61,12 +62,31 @@ fn identity(plan: &Plan) -> String {
     format!("{}\n{}\n", plan.spec, hash.finalize().to_hex())
 }
 
-/// Makes the target ours: new, empty, or begun by an export of the same view.
-fn claim(target: &Path, identity: &str) -> Result<(), Error> {
+/// Makes the target ours: new, empty, or begun by an export of the same view. The mark is locked as
+/// long as the answer lives; `None` where the view is there already, whole.
+fn claim(target: &Path, plan: &Plan) -> Result<Option<File>, Error> {
     fs::create_dir_all(target).map_err(|e| Error::io(target, e))?;
     let mark = target.join(MARK);
-    match fs::read_to_string(&mark) {
+    if !mark.exists() && fs::read_dir(target).map_err(|e| Error::io(target, e))?.next().is_some() {
+        if (0..plan.files.len()).all(|i| is_done(plan, i, target)) {
+            return Ok(None);
+        }
+        let why = "is not empty; choose a directory that is new or empty";
+        return Err(Error::Refused(format!("{}: {why}", target.display())));
+    }
+    let file = File::options().read(true).append(true).create(true).open(&mark).map_err(|e| Error::io(&mark, e))?;
+    if rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
+        return Err(Error::Refused(format!("{}: another export into it is running", target.display())));
+    }
+    begin(target, &mark, &file, &identity(plan))?;
+    Ok(Some(file))
+}
+
+/// Writes the mark, or finds in it that this view's export was begun.
+fn begin(target: &Path, mark: &Path, mut file: &File, identity: &str) -> Result<(), Error> {
+    match fs::read_to_string(mark) {
         Ok(begun) if begun == identity => return Ok(()),
+        Ok(begun) if begun.is_empty() => {}
         Ok(begun) => {
             let spec = begun.lines().next().unwrap_or_default().to_owned();
             return Err(Error::Refused(format!(
@@ -74,24 +94,17 @@ fn claim(target: &Path, identity: &str) -> Result<(), Error> {
                 target.display()
             )));
         }
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-        Err(e) => return Err(Error::io(&mark, e)),
+        Err(e) => return Err(Error::io(mark, e)),
     }
-    if fs::read_dir(target).map_err(|e| Error::io(target, e))?.next().is_some() {
-        return Err(Error::Refused(format!(
-            "{}: is not empty; choose a directory that is new or empty",
-            target.display()
-        )));
-    }
-    let mut file = File::create(&mark).map_err(|e| Error::io(&mark, e))?;
-    file.write_all(identity.as_bytes()).and_then(|()| file.sync_all()).map_err(|e| Error::io(&mark, e))?;
+    file.write_all(identity.as_bytes()).and_then(|()| file.sync_all()).map_err(|e| Error::io(mark, e))?;
     sync(target)
 }
 
-/// A file under its final name is whole: it was renamed only then.
+/// A file under its final name is whole, since it was renamed only then; its time tells whose it is.
 fn is_done(plan: &Plan, file: usize, target: &Path) -> bool {
     let file = &plan.files[file];
-    fs::symlink_metadata(target.join(&file.path)).is_ok_and(|m| m.is_file() && m.len() == file.len)
+    let same = |m: fs::Metadata| m.is_file() && m.len() == file.len && m.modified().is_ok_and(|at| at == file.modified);
+    fs::symlink_metadata(target.join(&file.path)).is_ok_and(same)
 }
 
 fn write_file(view: &Arc<View>, number: usize, target: &Path, progress: &dyn Progress) -> Result<(), Error> {

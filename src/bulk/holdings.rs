@@ -1,16 +1,22 @@
 //! The tensors that a directory of weights holds, from its headers.
 
 use std::{
-    collections::BTreeMap,
-    fs::File,
+    collections::{BTreeMap, BTreeSet},
+    fs::{self, File},
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
 };
 
 use crate::{
-    bulk::Error,
+    bulk::{
+        Error,
+        export::{MARK, PARTIAL},
+    },
     container::{Malformed, safetensors},
 };
+
+/// A directory of weights has no more entries than this; more would be a walk of a whole disk.
+const MAX_ENTRIES: usize = 200_000;
 
 /// A tensor that some file holds.
 #[derive(Debug)]
@@ -19,12 +25,16 @@ pub(super) struct Held {
     pub(super) tensor: safetensors::Tensor,
 }
 
+/// The tensors of one directory by name.
+pub(super) type Here = BTreeMap<String, Held>;
+
 /// What the safetensors files below a directory hold.
 #[derive(Debug)]
 pub(super) struct Holdings {
     /// By directory and name.
-    pub(super) held: BTreeMap<PathBuf, BTreeMap<String, Held>>,
-    /// Files that are no safetensors, names that stand twice.
+    pub(super) held: BTreeMap<PathBuf, Here>,
+    /// Files that are no safetensors, names that stand twice, shards that are missing, what an
+    /// unfinished export leaves.
     pub(super) faults: Vec<String>,
 }
 
@@ -32,18 +42,26 @@ impl Holdings {
     /// Reads all headers. Directories that are links are left out, so that none is walked twice.
     pub(super) fn read(directory: &Path) -> Result<Self, Error> {
         let mut all = Self { held: BTreeMap::new(), faults: vec![] };
+        let mut entries = 0;
         let mut directories = vec![directory.to_owned()];
         while let Some(at) = directories.pop() {
-            let mut here = BTreeMap::new();
-            for entry in std::fs::read_dir(&at).map_err(|e| Error::io(&at, e))? {
+            let mut here = Here::new();
+            let mut shards = vec![];
+            for entry in fs::read_dir(&at).map_err(|e| Error::io(&at, e))? {
                 let entry = entry.map_err(|e| Error::io(&at, e))?;
                 let path = entry.path();
+                entries += 1;
+                if entries > MAX_ENTRIES {
+                    let why = format!("more than {MAX_ENTRIES} files: this is no directory of weights");
+                    return Err(Error::Refused(format!("{}: {why}", directory.display())));
+                }
                 if entry.file_type().map_err(|e| Error::io(&path, e))?.is_dir() {
                     directories.push(path);
-                } else if path.extension().is_some_and(|x| x == "safetensors") {
-                    all.hold(&path, &mut here);
+                } else {
+                    all.file(&path, &mut here, &mut shards);
                 }
             }
+            all.missing_shards(&at, &shards);
             if !here.is_empty() {
                 all.held.insert(at, here);
             }
@@ -55,7 +73,17 @@ impl Holdings {
         Ok(all)
     }
 
-    fn hold(&mut self, path: &Path, here: &mut BTreeMap<String, Held>) {
+    fn file(&mut self, path: &Path, here: &mut Here, shards: &mut Vec<String>) {
+        let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        if name == MARK || name.ends_with(PARTIAL) {
+            self.faults.push(format!("{}: an export into this directory was not finished", path.display()));
+        } else if let Some(stem) = name.strip_suffix(".safetensors") {
+            shards.push(stem.to_owned());
+            self.hold(path, here);
+        }
+    }
+
+    fn hold(&mut self, path: &Path, here: &mut Here) {
         let header = match header(path) {
             Ok(header) => header,
             Err(why) => return self.faults.push(format!("{}: {why}", path.display())),
@@ -68,9 +96,26 @@ impl Holdings {
             }
         }
     }
+
+    /// Shards whose numbers say that there are more than lie here.
+    fn missing_shards(&mut self, at: &Path, stems: &[String]) {
+        let mut sets: BTreeMap<(&str, usize), BTreeSet<usize>> = BTreeMap::new();
+        for (stem, number, of) in stems.iter().filter_map(|s| safetensors::shard_number(s)) {
+            sets.entry((stem, of)).or_default().insert(number);
+        }
+        for ((stem, of), seen) in sets {
+            for missing in (1..=of).filter(|n| !seen.contains(n)) {
+                self.faults.push(format!("{}/{stem}-{missing:05}-of-{of:05}.safetensors: is missing", at.display()));
+            }
+        }
+    }
 }
 
 fn header(path: &Path) -> Result<safetensors::Header, HeaderFault> {
+    // Opening a pipe would wait for its writer.
+    if !fs::metadata(path)?.is_file() {
+        return Err(Malformed { what: "is no regular file".to_owned() }.into());
+    }
     let file = File::open(path)?;
     let len = file.metadata()?.len();
     safetensors::read(len, |offset, buf| Ok(file.read_exact_at(buf, offset)?))

@@ -8,11 +8,14 @@ mod compare;
 mod describe;
 mod export;
 mod holdings;
+mod stated;
+mod tensors;
 
 pub use audit::{Audit, audit};
 pub use compare::{Comparison, Difference, compare};
 pub use describe::describe;
 pub use export::export;
+pub use tensors::{TensorComparison, compare_tensors};
 
 /// What a long job tells while it runs. Called from several threads.
 pub trait Progress: Sync {

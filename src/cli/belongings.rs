@@ -18,7 +18,7 @@ pub(super) fn logs() -> io::Result<PathBuf> {
         return private(PathBuf::from("/var/log/quantfs"));
     }
     let state = variable("XDG_STATE_HOME").or_else(|| Some(home()?.join(".local/state")));
-    private(state.map_or_else(scratch, |state| state.join("quantfs")))
+    own_or_scratch(state)
 }
 
 /// The directory of sockets, made where it is missing: `/run/quantfs` for root,
@@ -30,7 +30,15 @@ pub(super) fn sockets() -> io::Result<PathBuf> {
     if is_root() {
         return private(PathBuf::from("/run/quantfs"));
     }
-    private(variable("XDG_RUNTIME_DIR").map_or_else(scratch, |runtime| runtime.join("quantfs")))
+    own_or_scratch(variable("XDG_RUNTIME_DIR"))
+}
+
+/// A directory of ours below one of the user's; service users often have none that they may write to.
+fn own_or_scratch(users: Option<PathBuf>) -> io::Result<PathBuf> {
+    match users.map(|dir| private(dir.join("quantfs"))) {
+        Some(Ok(dir)) => Ok(dir),
+        _ => private(scratch()),
+    }
 }
 
 /// Where the sockets of another user may be: as [`sockets`] has it, with what systems usually set.
@@ -50,7 +58,8 @@ fn scratch_of(user: u32) -> PathBuf {
 
 /// Makes a directory for its owner alone, or checks that an existing one is that.
 fn private(dir: PathBuf) -> io::Result<PathBuf> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
+    let named = |e: io::Error| io::Error::new(e.kind(), format!("{}: cannot be made: {e}", dir.display()));
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(named)?;
     let found = fs::symlink_metadata(&dir)?;
     let ours = found.is_dir() && found.uid() == rustix::process::geteuid().as_raw();
     if !ours || found.mode() & 0o022 != 0 {

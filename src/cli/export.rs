@@ -1,6 +1,9 @@
 //! `quantfs export`: the view written to disk.
 
-use std::{io::Write, path::PathBuf};
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+};
 
 use clap::Args;
 
@@ -22,11 +25,22 @@ pub struct Export {
     #[command(flatten)]
     view: ViewArgs,
     /// Worker threads [default: one for each core]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
     pub threads: Option<usize>,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// An export inside its source would be taken for a part of it.
+fn apart(source: &Path, dir: &Path) -> Result<(), Failure> {
+    let (Ok(source), Ok(dir)) = (source.canonicalize(), std::path::absolute(dir)) else { return Ok(()) };
+    let real = dir.ancestors().find_map(|a| a.canonicalize().ok());
+    if source.is_dir() && real.is_some_and(|real| real.starts_with(&source)) {
+        let (dir, source) = (dir.display(), source.display());
+        return Err(Failure::refused(format!("{dir}: lies inside the source {source}; choose a directory elsewhere")));
+    }
+    Ok(())
 }
 
 /// Runs the verb.
@@ -34,6 +48,7 @@ pub struct Export {
 /// # Errors
 /// What keeps the view from being planned, read or written.
 pub fn run(args: &Export, out: &mut dyn Write) -> Result<(), Failure> {
+    apart(Path::new(&args.source), &args.dir)?;
     let view = offline::view(&args.source, &args.view.options()?, &caches(), args.threads)?;
     let started = std::time::Instant::now();
     let bar = Bar::new("export");
@@ -48,13 +63,11 @@ pub fn run(args: &Export, out: &mut dyn Write) -> Result<(), Failure> {
         writeln!(out, "{facts}")?;
     } else {
         let dir = args.dir.display();
-        writeln!(
-            out,
-            "{dir}: {} files, {} written in {seconds:.1} s, {}",
-            plan.files.len(),
-            size::render(written),
-            plan.spec
-        )?;
+        let done = match written {
+            0 => "all there already".to_owned(),
+            bytes => format!("{} written in {seconds:.1} s", size::render(bytes)),
+        };
+        writeln!(out, "{dir}: {} files, {done}, {}", plan.files.len(), plan.spec)?;
     }
     Ok(())
 }

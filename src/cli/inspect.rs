@@ -108,15 +108,17 @@ fn grouped(rows: &[Row], all: bool) -> Vec<(String, Vec<&Row>)> {
     let mut places: BTreeMap<String, usize> = BTreeMap::new();
     for row in rows {
         let name = if row.component.is_empty() { row.name.clone() } else { format!("{}/{}", row.component, row.name) };
-        let shown = if all { name } else { numberless(&name) };
         let key = if all {
-            shown.clone()
+            name.clone()
         } else {
-            format!("{shown} {:?} {} {} {}", row.shape, row.dtype, row.becomes, row.why)
+            format!("{} {:?} {} {} {}", numberless(&name), row.shape, row.dtype, row.becomes, row.why)
         };
         let place = *places.entry(key).or_insert(groups.len());
         if place == groups.len() {
-            groups.push((shown, vec![]));
+            groups.push((name, vec![]));
+        } else if !all {
+            // Only a group of several hides a number.
+            groups[place].0 = numberless(&name);
         }
         groups[place].1.push(row);
     }

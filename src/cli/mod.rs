@@ -148,7 +148,7 @@ fn spelled_out(mut typed: Vec<OsString>) -> Result<Vec<OsString>, Failure> {
     let command = Cli::command();
     let first = typed.first().and_then(|arg| arg.to_str()).unwrap_or("-");
     let known = first == "help" || command.get_subcommands().any(|verb| verb.get_name() == first);
-    if !known && !first.starts_with('-') && typed.len() > 1 {
+    if !known && !first.starts_with('-') && typed.len() > 1 && is_source(first) {
         typed.insert(0, "mount".into());
     }
     if typed.first().is_none_or(|verb| verb != "mount") {
@@ -158,6 +158,12 @@ fn spelled_out(mut typed: Vec<OsString>) -> Result<Vec<OsString>, Failure> {
     fstab::expand(typed, |name| {
         mount.is_some_and(|mount| mount.get_arguments().any(|arg| arg.get_long() == Some(name) && !arg.is_hide_set()))
     })
+}
+
+/// Whether a word is a path or a repo id, and not a misspelt verb.
+#[cfg(feature = "fuse")]
+fn is_source(word: &str) -> bool {
+    word.contains(['/', '.', '@']) || std::fs::symlink_metadata(word).is_ok()
 }
 
 #[cfg(not(feature = "fuse"))]
@@ -208,7 +214,9 @@ mod tests {
         assert_eq!(words(&["/m", "/mnt", "-o", "rw,spec=8bit,dev,suid"]), ["mount", "/m", "/mnt", "--spec=8bit"]);
         assert_eq!(words(&["status"]), ["status"]);
         assert_eq!(words(&["--help"]), ["--help"]);
-        assert_eq!(words(&["staus"]), ["staus"], "one word alone is a misspelt verb");
+        assert_eq!(words(&["org/name", "/mnt"]), ["mount", "org/name", "/mnt"]);
+        assert_eq!(words(&["src", "/mnt"]), ["mount", "src", "/mnt"], "a directory that exists");
+        assert_eq!(words(&["umont", "/mnt"]), ["umont", "/mnt"], "a misspelt verb");
         assert_eq!(words(&["warm", "x", "-o"]), ["warm", "x", "-o"]);
     }
 }

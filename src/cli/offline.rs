@@ -22,6 +22,10 @@ pub(super) fn view(
     caches: &source::Caches,
     threads: Option<usize>,
 ) -> Result<Arc<View>, Failure> {
+    if let Some(threads) = threads {
+        // What reads the view must not take more than what encodes it.
+        rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
+    }
     let source: Arc<dyn source::Source> = source::open(name, caches)?.into();
     let plan = plan::build(source.as_ref(), options)?;
     let mut engine = crate::view::Options { cache_bytes: CACHE, ..Default::default() };

@@ -55,7 +55,7 @@ pub(super) fn stop(session: &Arc<Session>, force: Force, grace: Duration) {
         Err(e) => tracing::error!("{e}"),
         Ok(()) => match session.open_files() {
             0 => tracing::info!("unmounted"),
-            open => tracing::info!(open, "unmounted; readers finish"),
+            open => tracing::info!(open, "unmounted; readers finish (a second signal ends them)"),
         },
     }
 }

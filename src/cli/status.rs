@@ -78,7 +78,7 @@ fn status_of(entry: &mountinfo::Entry) -> Value {
     };
     if status["mountpoint"].is_null() {
         status["mountpoint"] = entry.path.display().to_string().into();
-        status["source"] = entry.source.strip_prefix("quantfs:").unwrap_or(&entry.source).into();
+        status["source"] = entry.source.as_str().into();
     }
     status["state"] = state.into();
     status

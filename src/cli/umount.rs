@@ -1,7 +1,7 @@
 //! `quantfs umount`: mounts taken down, dead ones too.
 
 use std::{
-    io::Write,
+    io::{self, Write},
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -35,7 +35,7 @@ pub struct Umount {
     /// Where they are mounted
     #[arg(required_unless_present = "all")]
     pub mountpoints: Vec<PathBuf>,
-    /// All quantfs mounts of this user
+    /// All quantfs mounts of this user; root's are everybody's
     #[arg(long, conflicts_with = "mountpoints")]
     pub all: bool,
     /// End their readers: whoever reads gets errors
@@ -62,9 +62,8 @@ pub fn run(args: &Umount, out: &mut dyn Write) -> Result<(), Failure> {
         let outcome = entry.and_then(|entry| take_down(&entry, args.force));
         if args.json {
             facts.push(fact(&path, &outcome));
-        } else if let Ok(Some(open)) = &outcome {
-            let at = path.display();
-            writeln!(out, "{at}: unmounted; files still open: {open}; the daemon ends when they are closed")?;
+        } else {
+            tell(&path, &outcome, args.all, out)?;
         }
         failed = failed.or(outcome.err());
     }
@@ -72,6 +71,18 @@ pub fn run(args: &Umount, out: &mut dyn Write) -> Result<(), Failure> {
         writeln!(out, "{:#}", Value::from(facts))?;
     }
     failed.map_or(Ok(()), Err)
+}
+
+fn tell(path: &Path, outcome: &Result<Option<u64>, Failure>, all: bool, out: &mut dyn Write) -> io::Result<()> {
+    let at = path.display();
+    match outcome {
+        Ok(Some(open)) => {
+            writeln!(out, "{at}: unmounted; files still open: {open}; the daemon ends when they are closed")
+        }
+        // Who named a mount knows which one it was.
+        Ok(None) if all => writeln!(out, "{at}: unmounted"),
+        _ => Ok(()),
+    }
 }
 
 fn fact(path: &Path, outcome: &Result<Option<u64>, Failure>) -> Value {

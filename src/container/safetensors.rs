@@ -58,6 +58,15 @@ pub struct Tensor {
     pub range: Range<u64>,
 }
 
+/// What the name of a shard says: `model-00001-of-00003` is number 1 of 3 of `model`.
+#[must_use]
+pub fn shard_number(stem: &str) -> Option<(&str, usize, usize)> {
+    let (rest, of) = stem.rsplit_once("-of-")?;
+    let (name, number) = rest.rsplit_once('-')?;
+    let digits = |s: &str| s.len() == 5 && s.bytes().all(|b| b.is_ascii_digit());
+    (digits(number) && digits(of)).then_some((name, number.parse().ok()?, of.parse().ok()?))
+}
+
 /// Length of the JSON of a header, from the file's first eight bytes.
 ///
 /// # Errors

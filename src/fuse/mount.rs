@@ -287,10 +287,10 @@ fn allow_other(access: Access, option: &'static str) -> &'static str {
     if access == Access::Owner { "" } else { option }
 }
 
-/// What the mount table shows. No control character may reach it: scripts read it line by line.
+/// What the mount table shows: the source as it is, so that `mount -a` finds its own line in fstab
+/// again; the type says that it is ours. No control character may reach it: scripts read it line by line.
 fn source_name(source: &str) -> String {
-    let clean: String = source.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
-    format!("quantfs:{clean}")
+    source.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
 /// Whether /etc/fuse.conf lets ordinary users open their mounts to others. Where it cannot be read,
@@ -328,8 +328,8 @@ mod tests {
 
     #[test]
     fn a_source_cannot_smuggle_options_or_lines() {
-        assert_eq!(source_name("/a\nb\tc"), "quantfs:/a?b?c");
-        assert!(fusermount_options(&options("/m,allow_other\\")).ends_with("fsname=quantfs:/m\\,allow_other\\\\"));
+        assert_eq!(source_name("/a\nb\tc"), "/a?b?c");
+        assert!(fusermount_options(&options("/m,allow_other\\")).ends_with("fsname=/m\\,allow_other\\\\"));
     }
 
     #[test]

@@ -80,16 +80,18 @@ impl Builder<'_> {
         Ok(())
     }
 
+    /// The set as messages call it: its directory, and its stem where that is not the usual one.
     fn place_of(&self, set: &Set) -> String {
-        format!("{}/{}", self.source.name(), set.path(&set.stem))
+        let dir = if set.dir.is_empty() { String::new() } else { format!("/{}", set.dir) };
+        let stem = if set.stem == "model" { String::new() } else { format!(" ({}.safetensors)", set.stem) };
+        format!("{}{dir}{stem}", self.source.name())
     }
 
     /// The tensors that one tensor of the arrangement becomes.
     fn unit(&mut self, set: &Set, tensor: &Arranged, decision: &Decision) -> Result<Unit, Error> {
-        let first = tensor
-            .from
-            .first()
-            .ok_or_else(|| Error::refused(format!("tensor {}: it has no source", tensor.info.name)))?;
+        let Some(first) = tensor.from.first() else {
+            return Ok(nothing(tensor));
+        };
         let place = &set.places[first.tensor];
         let at_home = tensor.from.iter().all(|s| set.places[s.tensor].shard == place.shard);
         let unit = |outputs, as_is| Unit { home: place.shard, offset: place.range.start, as_is, at_home, outputs };
@@ -256,7 +258,8 @@ impl Builder<'_> {
             }
         }
         self.plan.files.extend(std::mem::take(&mut self.patched).into_values().flatten());
-        if let Some(default) = default {
+        // A view that is dense but for some rules states the first layer's parameters as its default.
+        if let Some(default) = default.or_else(|| self.layers.first().map(|l| l.facts.clone())) {
             let all = (0..self.source.entries().len()).filter_map(|i| u32::try_from(i).ok()).map(FileId);
             let modified = layout::newest(self.source, all);
             let head = manifest::Head { default: &default, repo: self.source.repo(), options: self.options.to_json() };
@@ -288,6 +291,12 @@ impl Builder<'_> {
             reasons.join("; ")
         )
     }
+}
+
+/// A tensor without elements lies nowhere in particular.
+fn nothing(tensor: &Arranged) -> Unit {
+    let outputs = vec![Output { info: tensor.info.clone(), len: 0, contents: vec![] }];
+    Unit { home: 0, offset: 0, as_is: false, at_home: true, outputs }
 }
 
 fn component<'a>(set: &'a Set, options: &Options) -> Component<'a> {

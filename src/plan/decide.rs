@@ -65,7 +65,7 @@ impl<'a> Decider<'a> {
     /// Decides on one tensor of a component.
     pub(crate) fn decide(&mut self, component: &Component<'_>, tensor: &Arranged) -> Result<Decision, Error> {
         match self.rule_of(component, tensor)? {
-            Some(number) => self.by_rule(number, tensor),
+            Some(number) => self.by_rule(number, component, tensor),
             None => self.by_dialect(component, tensor),
         }
     }
@@ -100,13 +100,17 @@ impl<'a> Decider<'a> {
         Ok(first.and_then(|(_, rule)| rule))
     }
 
-    fn by_rule(&mut self, number: usize, tensor: &Arranged) -> Result<Decision, Error> {
+    fn by_rule(&mut self, number: usize, component: &Component<'_>, tensor: &Arranged) -> Result<Decision, Error> {
         let rule = self.rules[number].rule;
         let Some(scheme) = rule.spec.bind()? else {
             self.rules[number].obeyed += 1;
             return Ok(Decision { stored: None, why: format!("kept by rule {}", rule.text) });
         };
-        match store(&rule.spec, scheme, tensor, None) {
+        let never = match self.dialect.choose(component, tensor, scheme.as_ref()) {
+            Choice::Never(why) => Some(why),
+            _ => None,
+        };
+        match never.map_or_else(|| store(&rule.spec, scheme, tensor, None), Err) {
             Ok(stored) => {
                 self.rules[number].obeyed += 1;
                 Ok(Decision { stored: Some(stored), why: format!("rule {}", rule.text) })
@@ -125,7 +129,7 @@ impl<'a> Decider<'a> {
         };
         let kept = |why: String| Ok(Decision { stored: None, why });
         let (spec, entry, why) = match self.dialect.choose(component, tensor, default.as_ref()) {
-            Choice::Keep(why) => return kept(why),
+            Choice::Keep(why) | Choice::Never(why) => return kept(why),
             Choice::Default => (self.spec.clone(), None, String::new()),
             Choice::Other { scheme, group_size, entry } => {
                 (self.spec.with_scheme(scheme, group_size)?, Some(entry), "the model's own predicate".to_owned())

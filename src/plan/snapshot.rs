@@ -18,8 +18,8 @@ use crate::{
     tensor::{Dtype, TensorInfo},
 };
 
-/// JSON files larger than this are not configuration.
-const MAX_JSON: u64 = 64 << 20;
+/// JSON files larger than this are neither configuration nor an index.
+const MAX_JSON: u64 = index::MAX_INDEX;
 
 const INDEX_SUFFIX: &str = ".safetensors.index.json";
 const SHARD_SUFFIX: &str = ".safetensors";
@@ -133,8 +133,14 @@ pub(crate) fn read(source: &dyn Source, show: &[String]) -> Result<Snapshot, Err
     }
     refuse_manifest(source)?;
     let parsed: Vec<Parsed> = shards.par_iter().map(|f| read_header(source, *f)).collect::<Result<_, _>>()?;
-    let others = visible.iter().copied().filter(|f| !path_of(source, *f).ends_with(SHARD_SUFFIX)).collect();
-    let sets = gather(source, &visible, parsed)?;
+    let (sets, twins) = gather(source, &visible, parsed)?;
+    let shown = globs(show.iter().map(String::as_str))?;
+    let (shown, twins): (Vec<FileId>, Vec<FileId>) =
+        twins.into_iter().partition(|f| shown.is_match(path_of(source, *f)));
+    let others =
+        visible.iter().copied().filter(|f| !path_of(source, *f).ends_with(SHARD_SUFFIX)).chain(shown).collect();
+    let mut hidden = hidden;
+    hidden.extend(twins.into_iter().map(|f| path_of(source, f).to_owned()));
     for set in &sets {
         refuse_quantized(source, set)?;
     }
@@ -143,6 +149,14 @@ pub(crate) fn read(source: &dyn Source, show: &[String]) -> Result<Snapshot, Err
 
 fn path_of(source: &dyn Source, file: FileId) -> &str {
     &source.entry(file).path
+}
+
+/// A path below the source's root as messages show it: with the root. A source that is a single file
+/// is called by that file's path already.
+fn full(source: &dyn Source, path: &str) -> String {
+    let name = source.name();
+    let own = path.is_empty() || name.strip_suffix(path).is_some_and(|rest| rest.is_empty() || rest.ends_with('/'));
+    if own { name.to_owned() } else { format!("{name}/{path}") }
 }
 
 fn visible_files(source: &dyn Source, show: &[String]) -> Result<(Vec<FileId>, Vec<String>), Error> {
@@ -196,7 +210,7 @@ fn refuse_manifest(source: &dyn Source) -> Result<(), Error> {
 }
 
 fn malformed(source: &dyn Source, file: FileId, what: Malformed) -> Error {
-    Error::Malformed { file: path_of(source, file).to_owned(), what }
+    Error::Malformed { file: full(source, path_of(source, file)), what }
 }
 
 /// Why a header could not be had.
@@ -236,16 +250,10 @@ fn read_small(source: &dyn Source, file: FileId) -> Result<Vec<u8>, Error> {
     Ok(bytes)
 }
 
-/// `model-00001-of-00003` is number 1 of 3 of `model`.
-fn shard_number(stem: &str) -> Option<(&str, usize, usize)> {
-    let (rest, of) = stem.rsplit_once("-of-")?;
-    let (name, number) = rest.rsplit_once('-')?;
-    let digits = |s: &str| s.len() == 5 && s.bytes().all(|b| b.is_ascii_digit());
-    (digits(number) && digits(of)).then_some((name, number.parse().ok()?, of.parse().ok()?))
-}
-
 /// Puts headers into sets: first those that an index names, then the rest by stem.
-fn gather(source: &dyn Source, visible: &[FileId], parsed: Vec<Parsed>) -> Result<Vec<Set>, Error> {
+/// The second list holds the files that repeat an indexed set as a whole.
+fn gather(source: &dyn Source, visible: &[FileId], parsed: Vec<Parsed>) -> Result<(Vec<Set>, Vec<FileId>), Error> {
+    let mut twins = vec![];
     let mut free: BTreeMap<String, Parsed> =
         parsed.into_iter().map(|p| (path_of(source, p.file).to_owned(), p)).collect();
     let mut sets = Sets::new();
@@ -260,11 +268,13 @@ fn gather(source: &dyn Source, visible: &[FileId], parsed: Vec<Parsed>) -> Resul
         let (dir, name) = split(&path);
         let stem = name.strip_suffix(SHARD_SUFFIX).unwrap_or(name);
         let key = |s: &str| (dir.to_owned(), s.to_owned());
-        if let Some((stem, number, of)) = shard_number(stem) {
+        if let Some((stem, number, of)) = safetensors::shard_number(stem) {
             let seen = numbered.entry(key(stem)).or_insert((of, BTreeSet::new()));
             seen.1.insert(number);
             sets.entry(key(stem)).or_default().1.push(parsed);
-        } else if !is_twin(&sets, &key(stem), &parsed) {
+        } else if is_twin(&sets, &key(stem), &parsed) {
+            twins.push(parsed.file);
+        } else {
             sets.entry(key(stem)).or_default().1.push(parsed);
         }
     }
@@ -280,7 +290,8 @@ fn gather(source: &dyn Source, visible: &[FileId], parsed: Vec<Parsed>) -> Resul
             )));
         }
     }
-    sets.into_iter().map(|((dir, stem), (index, members))| finish(source, dir, stem, index, members)).collect()
+    let finished = sets.into_iter().map(|((dir, stem), (index, members))| finish(source, dir, stem, index, members));
+    Ok((finished.collect::<Result<_, _>>()?, twins))
 }
 
 /// Whether an unnumbered file repeats the tensors of the indexed set of its stem.
@@ -290,11 +301,11 @@ fn is_twin(sets: &Sets, key: &(String, String), parsed: &Parsed) -> bool {
     parsed.header.tensors.iter().all(|t| names.contains(t.info.name.as_str()))
 }
 
-/// The shards that an index names, checked against it both ways.
+/// The shards that an index names; every tensor that it names must be where it says.
 fn indexed(source: &dyn Source, file: FileId, free: &mut BTreeMap<String, Parsed>) -> Result<Vec<Parsed>, Error> {
     let index = index::parse(&read_small(source, file)?).map_err(|e| malformed(source, file, e))?;
     let (dir, _) = split(path_of(source, file));
-    let refuse = |text: String| Error::refused(format!("{}: {text}", path_of(source, file)));
+    let refuse = |text: String| Error::refused(format!("{}: {text}", full(source, path_of(source, file))));
     let mut members: BTreeMap<&str, Parsed> = BTreeMap::new();
     for (tensor, shard) in &index.weight_map {
         if !members.contains_key(shard.as_str()) {
@@ -361,7 +372,7 @@ fn refuse_quantized(source: &dyn Source, set: &Set) -> Result<(), Error> {
         if let Some(scale) = scale_of(tensor, &names) {
             return Err(Error::refused(format!(
                 "{}: quantized already (tensor {} of dtype {} has {scale}); mount the full-precision model instead",
-                source.name(),
+                full(source, &set.dir),
                 tensor.name,
                 tensor.dtype
             )));

@@ -63,6 +63,14 @@ impl Spec {
         if let Some(group) = parts.group_size {
             words.extend(group_word(format, scheme, group)?);
         }
+        let known = |w: &String| format.options(scheme).iter().any(|o| o.contains(&w.as_str()));
+        if let Some(first) = words.first().filter(|w| typed.scheme.is_none() && !known(w)) {
+            let schemes = format.schemes().join(", ");
+            return Err(Error::spec(format!(
+                "{} has no scheme or option `{first}`; its schemes are {schemes}",
+                format.name()
+            )));
+        }
         Self::assemble(format, scheme, &words, None)
     }
 
@@ -190,7 +198,7 @@ impl Typed {
         let (format, rest) = split_format(text);
         let rest = rest.unwrap_or_default();
         let mut words: Vec<&str> = rest.split('-').filter(|w| !w.is_empty()).collect();
-        if rest.split('-').any(str::is_empty) && !rest.is_empty() {
+        if rest.split('-').any(str::is_empty) && (!rest.is_empty() || text.ends_with('-')) {
             return Err(Error::spec(format!("`{text}`: an empty word between dashes")));
         }
         let within = match (format, view) {

@@ -174,7 +174,9 @@ pub trait Source: Send + Sync + Debug {
 /// # Errors
 /// Where nothing of that name is found, what was looked for and where; otherwise [`LocalDir::open`]'s.
 pub fn open(what: &str, caches: &Caches) -> Result<Box<dyn Source>, Error> {
-    if Path::new(what).exists() || hub::is_path(what) {
+    // Whatever is there, or may not be looked at, is the user's path and no name of the hub.
+    let there = !matches!(Path::new(what).symlink_metadata(), Err(e) if e.kind() == std::io::ErrorKind::NotFound);
+    if there || hub::is_path(what) {
         return Ok(Box::new(LocalDir::open(Path::new(what))?));
     }
     let found = hub::find(what, caches)?;

@@ -13,8 +13,6 @@ use serde::Serialize;
 
 use crate::cache::lock;
 
-use super::engine::TileKey;
-
 /// The live counters of an engine.
 #[derive(Debug, Default)]
 pub(super) struct Counters {
@@ -30,9 +28,9 @@ pub(super) struct Counters {
     pub(super) tiles: AtomicU64,
     pub(super) tiles_ahead: AtomicU64,
     pub(super) encode_ns: AtomicU64,
-    /// Tiles that hold elements that are NaN or infinite, and how many; a tile that is made again
-    /// counts once.
-    pub(super) not_finite: Mutex<HashMap<TileKey, usize>>,
+    /// Tiles of weights that hold elements that are NaN or infinite, and how many; a tile that is
+    /// made again counts once.
+    pub(super) not_finite: Mutex<HashMap<[u8; 16], HashMap<u32, usize>>>,
 }
 
 /// Seconds that the recent rate is taken over, and the running one.
@@ -157,7 +155,7 @@ impl Counters {
             tiles: self.tiles.load(Relaxed),
             tiles_ahead: self.tiles_ahead.load(Relaxed),
             encode_ns: self.encode_ns.load(Relaxed),
-            not_finite: lock(&self.not_finite).values().sum::<usize>() as u64,
+            not_finite: lock(&self.not_finite).values().flat_map(HashMap::values).sum::<usize>() as u64,
             ..Snapshot::default()
         }
     }

@@ -20,7 +20,6 @@ use crate::{
 
 use super::{
     counters::{Counters, add},
-    engine::TileKey,
     error::Failure,
     gather::{Gather, Reader, WINDOW},
 };
@@ -138,9 +137,13 @@ impl Encoder<'_> {
         if count == 0 {
             return;
         }
-        let known = lock(&self.counters.not_finite).insert(TileKey { weight: planned.key, tile }, count);
-        if known.is_none() {
-            tracing::warn!("tensor {}: {count} elements of tile {tile} are NaN or infinite", planned.weight.stem);
+        let mut weights = lock(&self.counters.not_finite);
+        let tiles = weights.entry(planned.key).or_default();
+        let first = tiles.is_empty();
+        tiles.insert(tile, count);
+        drop(weights);
+        if first {
+            tracing::warn!("tensor {}: has elements that are NaN or infinite; status counts them", planned.weight.stem);
         }
     }
 

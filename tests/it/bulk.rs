@@ -9,8 +9,10 @@ use std::{
 
 use quantfs::{
     bulk::{self, Silent},
+    container::safetensors,
     plan::{self, Options, Parts, Spec},
     source::{self, Caches, Source},
+    tensor::{Dtype, TensorInfo},
     view::{self, Engine, View},
 };
 
@@ -83,9 +85,86 @@ fn an_audit_sees_what_is_wrong() {
     let moved =
         found(&|d| edited(d, "\"lm_head.scales\": \"model.safetensors\"", "\"lm_head.scales\": \"other.safetensors\""));
     assert!(moved.contains("lm_head.scales") && moved.contains("other.safetensors"), "{moved}");
-    assert!(bulk::audit(&golden(".."), &Silent).is_ok(), "a directory of directories is walked");
+    let bits = found(&|d| {
+        let path = d.join("config.json");
+        fs::write(&path, fs::read_to_string(&path).unwrap().replace("\"bits\": 4", "\"bits\": 8")).unwrap();
+    });
+    assert!(bits.contains("config.json: says 8 bits in groups of 64"), "{bits}");
+    let broken = found(&|d| fs::write(d.join("config.json"), "{").unwrap());
+    assert!(broken.contains("config.json"), "{broken}");
+    let unfinished = found(&|d| fs::write(d.join("model.safetensors.quantfs-partial"), "").unwrap());
+    assert!(unfinished.contains("was not finished"), "{unfinished}");
+    let shard = found(&|d| {
+        fs::remove_file(d.join(index)).unwrap();
+        fs::rename(d.join("model.safetensors"), d.join("model-00001-of-00002.safetensors")).unwrap();
+    });
+    assert!(shard.contains("model-00002-of-00002.safetensors: is missing"), "{shard}");
     let empty = tempfile::tempdir().unwrap();
     assert!(bulk::audit(empty.path(), &Silent).unwrap_err().to_string().contains("no .safetensors"));
+}
+
+#[test]
+fn an_audit_looks_at_every_kind_of_scale_and_at_all_parts() {
+    let dir = tempfile::tempdir().unwrap();
+    for (spec, nan) in
+        [("4bit", vec![0xC0u8, 0x7F]), ("mxfp4", vec![0xFF]), ("mxfp8", vec![0xFF]), ("nvfp4", vec![0x7F])]
+    {
+        let out = dir.path().join(spec);
+        bulk::export(&view(&golden("llama_src"), spec), &out, &Silent).unwrap();
+        let audit = bulk::audit(&out, &Silent).unwrap();
+        assert!(audit.is_sound() && audit.quantized > 10, "{spec}: {audit:?}");
+        overwrite(&out, "model.layers.0.mlp.up_proj.scales", &nan);
+        let audit = bulk::audit(&out, &Silent).unwrap();
+        assert!(
+            audit.faults.iter().any(|f| f.contains("up_proj.scales") && f.contains("not finite")),
+            "{spec}: {audit:?}"
+        );
+    }
+    // Scales with fewer rows than the codes, and no biases.
+    let shapes = |scales: &[usize]| {
+        let at = tempfile::tempdir().unwrap();
+        let info = |name: &str, dtype, shape: &[usize]| TensorInfo { name: name.into(), dtype, shape: shape.to_vec() };
+        let infos = [info("a.weight", Dtype::U32, &[4, 8]), info("a.scales", Dtype::BF16, scales)];
+        let made = safetensors::render(&infos, None, 8).unwrap();
+        let mut bytes = made.preamble;
+        bytes.resize(usize::try_from(made.len).unwrap(), 0);
+        fs::write(at.path().join("model.safetensors"), bytes).unwrap();
+        bulk::audit(at.path(), &Silent).unwrap()
+    };
+    assert!(shapes(&[2, 1]).faults.iter().any(|f| f.contains("differ in rows")));
+    assert_eq!(shapes(&[4, 1]).missing, ["a.biases"]);
+}
+
+#[test]
+fn an_audit_ends() {
+    let dir = copy("llama_q4_g64");
+    for name in ["one", "two"] {
+        std::os::unix::fs::symlink(".", dir.path().join(name)).unwrap();
+    }
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        dir.path().join("pipe.safetensors"),
+        rustix::fs::FileType::Fifo,
+        0o600.into(),
+        0,
+    )
+    .unwrap();
+    let audit = bulk::audit(dir.path(), &Silent).unwrap();
+    assert!(audit.faults.iter().any(|f| f.contains("pipe.safetensors")), "{audit:?}");
+}
+
+#[test]
+fn components_may_be_nested() {
+    let dir = tempfile::tempdir().unwrap();
+    let nested = dir.path().join("source/a.b/c");
+    fs::create_dir_all(&nested).unwrap();
+    for name in ["config.json", "model.safetensors"] {
+        fs::copy(golden("llama_src").join(name), nested.join(name)).unwrap();
+    }
+    let out = dir.path().join("out");
+    bulk::export(&view(&dir.path().join("source"), "4bit"), &out, &Silent).unwrap();
+    let audit = bulk::audit(&out, &Silent).unwrap();
+    assert!(audit.is_sound() && audit.quantized > 10, "{audit:?}");
 }
 
 #[test]
@@ -127,12 +206,28 @@ fn a_comparison_finds_every_difference() {
 }
 
 #[test]
+fn tensors_are_compared_wherever_they_lie() {
+    let view = view(&golden("llama_src"), "4bit");
+    let theirs = bulk::compare_tensors(&view, &golden("llama_q4_g64"), &Silent).unwrap();
+    assert!(theirs.is_equal() && theirs.equal > 40, "{theirs:?}");
+    let dir = copy("llama_q4_g64");
+    overwrite(dir.path(), "lm_head.weight", &[0; 8]);
+    let spoilt = bulk::compare_tensors(&view, dir.path(), &Silent).unwrap();
+    assert!(!spoilt.is_equal() && spoilt.different.len() == 1, "{spoilt:?}");
+    assert!(spoilt.different[0].starts_with("lm_head.weight: byte"), "{spoilt:?}");
+    let other = bulk::compare_tensors(&view, &golden("llama_mxfp4"), &Silent).unwrap();
+    assert!(other.missing.iter().any(|n| n == "lm_head.biases") && !other.different.is_empty(), "{other:?}");
+}
+
+#[test]
 fn an_export_is_taken_up_where_it_stopped() {
     let dir = tempfile::tempdir().unwrap();
     let (out, view4) = (dir.path().join("out"), view(&golden("llama_src"), "4bit"));
     let total: u64 = view4.plan().files.iter().map(|f| f.len).sum();
     assert_eq!(bulk::export(&view4, &out, &Silent).unwrap(), total);
-    assert!(bulk::export(&view4, &out, &Silent).unwrap_err().to_string().contains("not empty"));
+    assert_eq!(bulk::export(&view4, &out, &Silent).unwrap(), 0, "it is there already");
+    let other = bulk::export(&view(&golden("llama_src"), "8bit"), &out, &Silent).unwrap_err().to_string();
+    assert!(other.contains("not empty"), "{other}");
     // As a kill leaves it: the mark is there, one file is partial and one is whole.
     let again = dir.path().join("again");
     struct Stops(PathBuf);

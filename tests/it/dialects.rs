@@ -128,7 +128,7 @@ fn bytes(tensor: &Arranged, facts: Option<&Facts>) -> u64 {
 
 fn decide<'a>(component: &Component<'_>, default: &Told, tensor: &'a Arranged) -> Decided<'a> {
     let (facts, entry) = match MLX.choose(component, tensor, default) {
-        Choice::Keep(why) => {
+        Choice::Keep(why) | Choice::Never(why) => {
             assert!(!why.is_empty());
             (None, None)
         }
@@ -232,7 +232,7 @@ const FOUR: Facts = Facts { bits: 4, group_size: 64, mode: "affine" };
 fn kept(dialect: &dyn Dialect, component: &Component<'_>) -> Vec<Option<String>> {
     let arranged = dialect.arrange(component).unwrap();
     let choice = |t| match dialect.choose(component, t, &Told(FOUR)) {
-        Choice::Keep(why) => Some(why),
+        Choice::Keep(why) | Choice::Never(why) => Some(why),
         Choice::Default => None,
         Choice::Other { .. } => panic!("no predicate is expected"),
     };
@@ -277,7 +277,8 @@ fn unknown_models_and_tensors_are_told() {
         assert!(why.as_deref().unwrap_or_default().starts_with(expected.unwrap_or_default()), "{why:?}");
     }
     let own = [("format".to_owned(), "pt".to_owned())];
-    assert_eq!(MLX.metadata(&unknown, &[]), own);
+    assert_eq!(MLX.metadata(&unknown, &own), own);
+    assert!(MLX.metadata(&unknown, &[]).is_empty(), "a file without metadata stays one");
     let asked = Component { dtype: Some(Float::F32), ..unknown };
     assert_eq!(MLX.arrange(&asked).unwrap().tensors[0].info.dtype, Dtype::F32, "--dtype comes first");
     let custom = json!({"model_type": "llama", "model_file": "model.py", "vision_config": {}});

@@ -393,7 +393,7 @@ fn listings_attributes_and_statistics() {
     assert_eq!((total.f_blocks, total.f_bfree, total.f_files), (bytes.div_ceil(4096), 0, 4));
     assert!(total.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY));
     let entry = mountinfo::at(&scratch.mnt().canonicalize().unwrap()).unwrap().unwrap();
-    assert_eq!((entry.fstype.as_str(), entry.source.as_str()), ("fuse.quantfs", "quantfs:a,b c"));
+    assert_eq!((entry.fstype.as_str(), entry.source.as_str()), ("fuse.quantfs", "a,b c"));
 }
 
 #[test]
@@ -635,7 +635,7 @@ fn an_ordinary_user_mounts_through_fusermount3() {
     assert!(fs::read(scratch.at("whole.bin")).unwrap() == noise(WHOLE, 1), "no right to pass through");
     let mnt = scratch.mnt().canonicalize().unwrap();
     let entry = mountinfo::at(&mnt).unwrap().unwrap();
-    assert_eq!((entry.fstype.as_str(), entry.source.as_str()), ("fuse.quantfs", "quantfs:a,b c"));
+    assert_eq!((entry.fstype.as_str(), entry.source.as_str()), ("fuse.quantfs", "a,b c"));
     assert_eq!(entry.user, Some(rustix::process::getuid().as_raw()));
     let everyone = MountOptions { access: Access::Everyone, ..scratch.options() };
     let busy = fuse::mount(&scratch.mnt(), &everyone).unwrap_err();

@@ -1,6 +1,6 @@
 """Small random models in the Hugging Face layout, a tokenizer included; no download, no torch.
 
-python models.py FAMILY DIRECTORY [--shards N] [--dtype bfloat16|float16|float32] [--scale N]
+python models.py FAMILY DIRECTORY [--shards N] [--dtype bfloat16|float16|float32] [--layers N] [--hidden N]
 """
 
 import argparse

@@ -127,3 +127,6 @@ def test_export_loads_without_a_mount(snapshots, converted, tmp_path):
     load(str(tmp_path / "out"))
     run("verify", tmp_path / "out")
     run("verify", tmp_path / "out", "--against", source)
+    run("verify", reference, "--against", source, "--tensors", "--bits", 4)
+    other = run("verify", reference, "--against", source, "--tensors", "--bits", 8, check=False)
+    assert other.returncode == 1 and "different" in other.stdout

@@ -4,7 +4,6 @@ import hashlib
 import mmap
 import os
 import random
-import shutil
 import subprocess
 import threading
 from pathlib import Path
@@ -129,27 +128,28 @@ def test_tar_sha256sum_find_and_du_agree_with_stat(pair, tmp_path):
     assert int(apparent.split()[0]) == sum((view / n).stat().st_size for n in files(out)) + directories
 
 
-def test_an_unfinished_export_goes_on(snapshots, tmp_path):
-    """A killed export is taken up again by the same command; another view is refused."""
-    source = snapshots("llama", shards=3)
+def test_a_killed_export_goes_on(snapshots, tmp_path):
+    """The same command takes a killed export up again, and does not write again what was finished."""
+    source = snapshots("llama", shards=6, hidden_size=1024, intermediate_size=2048, num_hidden_layers=6)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     run("export", source, whole, "--bits", 4)
-    run("export", source, cut, "--bits", 4)
-    # As a kill leaves it: the mark, some files whole, one partial.
-    shard = sorted(cut.glob("*.safetensors"))[0]
-    shard.rename(f"{shard}.quantfs-partial")
-    refused = run("export", source, cut, "--bits", 4, check=False)
-    assert refused.returncode == 1 and "not empty" in refused.stderr
-    shutil.rmtree(cut)
-    process = subprocess.Popen([os.environ.get("QUANTFS_BIN") or "quantfs", "export", source, cut, "--bits", "4"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not (cut / ".quantfs-export").exists() and process.poll() is None:
+    command = [os.environ.get("QUANTFS_BIN") or "quantfs", "export", source, cut, "--bits", "4", "--threads", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not any(cut.glob("model-*.safetensors")):
         pass
     process.kill()
     process.wait()
-    if (cut / ".quantfs-export").exists():
-        other = run("export", source, cut, "--bits", 8, check=False)
-        assert other.returncode == 1 and "another view" in other.stderr
-        run("export", source, cut, "--bits", 4)
+    finished = {p.name: p.stat().st_ino for p in cut.glob("model-*.safetensors")}
+    assert finished and (cut / ".quantfs-export").exists(), "the kill came too late to test anything"
+    other = run("export", source, cut, "--bits", 8, check=False)
+    assert other.returncode == 1 and "another view" in other.stderr
+    refused = run("verify", cut, check=False)
+    assert refused.returncode == 1 and "was not finished" in refused.stdout
+    run("export", source, cut, "--bits", 4)
+    assert {p.name: p.stat().st_ino for p in cut.glob("model-*.safetensors") if p.name in finished} == finished
     assert files(cut) == files(whole)
     for name in files(whole):
         assert (cut / name).read_bytes() == (whole / name).read_bytes()
+    assert "already" in run("export", source, cut, "--bits", 4).stdout
+    inside = run("export", source, source / "4bit", "--bits", 4, check=False)
+    assert inside.returncode == 1 and "inside the source" in inside.stderr

@@ -1,4 +1,4 @@
-//! The index of a component's shards, and the header metadata of files that keep their names.
+//! The index of a component's shards.
 
 use serde_json::{Map, Value, json};
 
@@ -17,9 +17,4 @@ pub(super) fn render(parameters: Option<u64>, decided: &[Decided<'_>]) -> Vec<u8
     shown.sort();
     let map: Map<String, Value> = shown.into_iter().map(|(name, file)| (name.clone(), json!(file))).collect();
     json::render(&json!({ "metadata": metadata, "weight_map": map }), 4).into_bytes()
-}
-
-/// The source's metadata, or what the loaders that refuse files without a `format` ask for.
-pub(super) fn own_metadata(source: &[(String, String)]) -> Vec<(String, String)> {
-    if source.is_empty() { vec![("format".into(), "pt".into())] } else { source.to_vec() }
 }

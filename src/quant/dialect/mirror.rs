@@ -37,7 +37,7 @@ impl Dialect for Mirror {
     }
 
     fn metadata(&self, _: &Component<'_>, source: &[(String, String)]) -> Vec<(String, String)> {
-        index::own_metadata(source)
+        source.to_vec()
     }
 }
 

@@ -96,7 +96,7 @@ impl Dialect for Mlx {
     fn metadata(&self, component: &Component<'_>, source: &[(String, String)]) -> Vec<(String, String)> {
         match Model::of(component) {
             Some(_) => vec![("format".into(), "mlx".into())],
-            None => index::own_metadata(source),
+            None => source.to_vec(),
         }
     }
 }
@@ -175,7 +175,11 @@ fn keep_names(component: &Component<'_>) -> Arrangement {
             "model_type {unknown} is not among the families known here: names are kept and matrices other than norms \
              quantized; mlx_lm may not load it, or may quantize other modules"
         )],
-        None => Vec::new(),
+        None => vec![
+            "no config.json with a model_type of mlx_lm's beside it: names are kept and matrices other than norms \
+             quantized"
+                .to_owned(),
+        ],
     };
     Arrangement { tensors: Arranged::all(component, cast(component)), dropped: Vec::new(), warnings }
 }
@@ -195,9 +199,9 @@ fn uneven(cols: usize, group_size: usize) -> Option<String> {
 fn by_family(model: &Model<'_>, tensor: &Arranged, module: &str, group_size: usize) -> Choice {
     let cols = tensor.info.shape.last().copied().unwrap_or(1);
     match model.place(&tensor.info.name).map(|p| p.kind) {
-        None => return Choice::Keep("not in mlx_lm's model".into()),
+        None => return Choice::Never("not in mlx_lm's model".into()),
         Some(Kind::Quantizable) => {}
-        Some(Kind::Plain | Kind::Bare) => return Choice::Keep(plain(tensor)),
+        Some(Kind::Plain | Kind::Bare) => return Choice::Never(plain(tensor)),
     }
     if let Some(why) = uneven(cols, group_size) {
         return Choice::Keep(why);

@@ -97,8 +97,10 @@ pub enum Choice {
         /// What the reference tool records in `config.json` for the module.
         entry: Value,
     },
-    /// Show it dense, with the reason.
+    /// Show it dense, with the reason; a rule may ask otherwise.
     Keep(String),
+    /// Show it dense whatever a rule says: the loaders have no quantized form of it.
+    Never(String),
 }
 
 /// A tensor of the arrangement after everything was decided.

@@ -46,7 +46,7 @@ impl Dialect for Zimage {
     }
 
     fn metadata(&self, _: &Component<'_>, source: &[(String, String)]) -> Vec<(String, String)> {
-        index::own_metadata(source)
+        source.to_vec()
     }
 }
 
