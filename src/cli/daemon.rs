@@ -59,8 +59,8 @@ pub(super) struct Ready {
     pub(super) source: String,
     /// The canonical spec.
     pub(super) spec: String,
-    /// The resolved mount point.
-    pub(super) mountpoint: PathBuf,
+    /// The resolved mount point, for people: a path need not be UTF-8.
+    pub(super) mountpoint: String,
     /// The process to signal.
     pub(super) pid: u32,
     /// What the user should know of the plan.

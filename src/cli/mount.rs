@@ -77,7 +77,7 @@ pub fn run(args: &Mount, typed: &[std::ffi::OsString], out: &mut dyn Write) -> R
         served
     } else if args.mount.foreground {
         serve(args, |ready| {
-            tracing::info!("{} as {} on {}", ready.source, ready.spec, ready.mountpoint.display());
+            tracing::info!("{} as {} on {}", ready.source, ready.spec, ready.mountpoint);
             if args.mount.json { tell_json(&ready, None, out) } else { Ok(()) }
         })
     } else {
@@ -99,7 +99,7 @@ fn tell_json(ready: &Ready, log: Option<&Path>, out: &mut dyn Write) -> io::Resu
 }
 
 fn tell(ready: &Ready, log: &Path, out: &mut dyn Write) -> io::Result<()> {
-    let at = ready.mountpoint.display();
+    let at = &ready.mountpoint;
     writeln!(out, "{} as {} on {at}", ready.source, ready.spec)?;
     for warning in &ready.warnings {
         writeln!(out, "warning: {warning}")?;
@@ -121,13 +121,18 @@ fn serve(args: &Mount, say: impl FnOnce(Ready) -> io::Result<()>) -> Result<(), 
     facts.attach(&session);
     stop.watch(Arc::clone(&session))?;
     let _control = control(&session, &facts);
-    say(Ready {
+    let said = say(Ready {
         source: view.plan().source.clone(),
         spec: view.plan().spec.clone(),
-        mountpoint: session.place().path.clone(),
+        mountpoint: session.place().path.display().to_string(),
         pid: process::id(),
         warnings: view.plan().warnings.clone(),
-    })?;
+    });
+    if let Err(e) = said {
+        // Who asked for the mount is gone, and does not know that it is there.
+        session.unmount(Force::Yes)?;
+        return Err(e.into());
+    }
     let _ended = session.wait(None);
     tracing::info!("the mount is gone");
     signals::end_within(signals::END_GRACE, "a worker hangs");

@@ -628,3 +628,40 @@ fn a_missing_fusermount3_is_told() {
         exec \"$4/setpriv\" --reuid=65534 --regid=65534 --clear-groups -- \"$1\" mount \"$2\" \"$3\"";
     refused(&in_a_namespace(&model, script), 1, &["fusermount3", "install the package fuse3"]);
 }
+
+/// A background process whose parent is gone has told nobody that it mounted: it must not stay, and
+/// must not leave a dead mount.
+#[test]
+fn a_mount_that_nobody_hears_of_is_taken_down() {
+    if !can_mount() {
+        return;
+    }
+    let model = Model::new();
+    let mut child = quantfs(&["mount", "--report"])
+        .arg(model.source())
+        .arg(model.mnt())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    // The parent's end of the report is closed before anything can be said.
+    drop(child.stdout.take());
+    child.wait().unwrap();
+    assert!(!model.is_mounted());
+    assert_eq!(fs::read_dir(model.mnt()).unwrap().count(), 0, "an empty directory, no dead mount");
+}
+
+#[test]
+fn a_mount_point_need_not_be_utf8() {
+    if !can_mount() {
+        return;
+    }
+    use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
+    let model = Model::new();
+    let mnt = model.dir.path().canonicalize().unwrap().join(OsStr::from_bytes(b"b\xff"));
+    fs::create_dir(&mnt).unwrap();
+    let out = quantfs(&["mount"]).arg(model.source()).arg(&mnt).output().unwrap();
+    assert!(out.status.success(), "{}", text(&out));
+    assert!(fs::read(mnt.join("model.safetensors")).is_ok());
+    assert!(quantfs(&["umount"]).arg(&mnt).output().unwrap().status.success());
+}
