@@ -8,7 +8,7 @@
 //! | 0 | [`num`], [`tensor`] | words: no verbs, no I/O |
 //! | 1 | [`cache`], [`container`], [`kernel`], [`source`] | leaves: floor 0 and nothing beside them |
 //! | 2 | [`quant`] | quantization: rows in, bytes out |
-//! | 3 | [`plan`] | headers and a spec become files, extents and weights |
+//! | 3 | [`plan`], [`runtime`] | headers and a spec become files, extents and weights; quantized layers that compute where they lie |
 //! | 4 | [`view`] | an immutable tree, read at an offset |
 //! | 5 | `fuse`, [`bulk`] | the kernel's protocol; what reads whole views |
 //! | 6 | `cli` | one file a verb |
@@ -24,6 +24,7 @@ pub mod source;
 pub mod quant;
 
 pub mod plan;
+pub mod runtime;
 
 pub mod view;
 

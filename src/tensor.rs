@@ -5,6 +5,13 @@
 
 pub use safetensors::Dtype;
 
+/// Bytes: scales of small floats, codes of `MatMulNBits`.
+pub const UINT8: Dtype = Dtype::U8;
+/// Words: MLX's codes.
+pub const UINT32: Dtype = Dtype::U32;
+/// Symmetric int8 codes.
+pub const INT8: Dtype = Dtype::I8;
+
 /// Name, dtype and shape of a tensor, as a header states them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorInfo {

@@ -1,18 +1,18 @@
 //! A quantized directory as a table: which tensor is stored how.
 //!
-//! Bits and groups come from shapes where these leave no doubt, and from `config.json` or
-//! `quantization.json` where they do (affine codes). Knows the layout `weight`, `scales`, `biases`.
+//! How a weight is stored is recognized as the runtime recognizes it: from shapes, `config.json` and
+//! `quantization.json`.
 
 use std::{collections::BTreeMap, path::Path};
 
 use crate::{
     bulk::{
         Error,
-        holdings::{Held, Here, Holdings},
-        stated::{self, Document},
+        holdings::{Held, Holdings},
     },
+    container::json,
     plan::Row,
-    tensor::Dtype,
+    quant::{Facts, Module, Recognized, Unsupported, recognize::recognize, stated::Statements},
 };
 
 /// The tensors of a quantized directory, a row for each weight with all its parts.
@@ -24,88 +24,77 @@ pub fn describe(directory: &Path) -> Result<Vec<Row>, Error> {
     if let Some(fault) = faults.into_iter().next() {
         return Err(Error::Refused(fault));
     }
-    let manifest = stated::manifest(directory)?;
     let mut rows = vec![];
     for (at, here) in &held {
         let component = at.strip_prefix(directory).unwrap_or(at).display().to_string();
-        let groups = Groups::read(at, &component, manifest.as_ref())?;
-        let shown = here.iter().filter(|(name, _)| !is_parameter(name, here));
-        rows.extend(shown.map(|(name, held)| row(&component, name, held, here, &groups)));
+        rows.extend(component_rows(&component, here, &statements(at, directory, &component)));
     }
     Ok(rows)
 }
 
-/// The group size of a module, from `config.json` or else from `quantization.json`.
-struct Groups {
-    config: Option<Document>,
-    listed: BTreeMap<String, usize>,
-}
-
-impl Groups {
-    fn read(at: &Path, component: &str, manifest: Option<&Document>) -> Result<Self, Error> {
-        let group = |(_, group): (u64, u64)| usize::try_from(group).ok();
-        let layers = manifest.into_iter().flat_map(Document::layers).filter(|l| l.dir == component);
-        let listed = layers.filter_map(|l| Some((l.stem.to_owned(), group(l.parameters?)?))).collect();
-        Ok(Self { config: stated::config(at)?, listed })
+/// What the component's config and the root's manifest say; one that cannot be parsed says nothing.
+fn statements(at: &Path, root: &Path, component: &str) -> Statements {
+    let parsed = |path: &Path| json::parse(&std::fs::read(path).ok()?).ok();
+    let mut all = Statements::default();
+    if let Some(config) = parsed(&at.join("config.json")) {
+        all.add_config(&config);
     }
-
-    fn of(&self, stem: &str) -> Option<usize> {
-        let stated = self.config.as_ref().and_then(|c| c.of_config(stem));
-        stated.and_then(|(_, group)| usize::try_from(group).ok()).or_else(|| self.listed.get(stem).copied())
+    if let Some(manifest) = parsed(&root.join("quantization.json")) {
+        all.add_manifest(&manifest, component);
     }
+    all
 }
 
-/// Whether a tensor belongs to the weight of its module.
-fn is_parameter(name: &str, here: &Here) -> bool {
-    let stem = name.strip_suffix(".scales").or_else(|| name.strip_suffix(".biases"));
-    stem.is_some_and(|stem| here.contains_key(&format!("{stem}.weight")))
+fn component_rows(component: &str, here: &BTreeMap<String, Held>, statements: &Statements) -> Vec<Row> {
+    let mut rows: BTreeMap<&str, Row> = here.iter().map(|(name, held)| (&**name, dense(component, held))).collect();
+    for stem in here.keys().filter_map(|name| name.strip_suffix(".weight")) {
+        let module = Module::of(stem, here, |held| &held.tensor.info, statements.of(stem));
+        let Some(found) = recognize(&module) else { continue };
+        let others = parameters(stem, &found);
+        let bytes: u64 = others.iter().filter_map(|part| rows.remove(&**part)).map(|row| row.bytes_after).sum();
+        if let Some(row) = rows.get_mut(&*format!("{stem}.weight")) {
+            row.bytes_after += bytes;
+            row.bytes_before = row.bytes_after;
+            say(row, found);
+        }
+    }
+    rows.into_values().collect()
 }
 
-fn row(component: &str, name: &str, held: &Held, here: &Here, groups: &Groups) -> Row {
-    let bytes = |held: &Held| held.tensor.range.end - held.tensor.range.start;
-    let info = &held.tensor.info;
-    let mut row = Row {
+/// The names of the parts beside the codes; of a weight that cannot be read, the usual ones.
+fn parameters(stem: &str, found: &Result<Recognized, Unsupported>) -> Vec<String> {
+    let parts = found.as_ref().ok().and_then(|found| found.scheme.parts(&found.weight).ok());
+    let suffixes = parts.map_or(vec![".scales", ".biases"], |parts| parts.iter().map(|part| part.suffix).collect());
+    suffixes.into_iter().filter(|s| *s != ".weight").map(|suffix| format!("{stem}{suffix}")).collect()
+}
+
+fn dense(component: &str, held: &Held) -> Row {
+    let (info, bytes) = (&held.tensor.info, held.tensor.range.end - held.tensor.range.start);
+    Row {
         component: component.to_owned(),
-        name: name.to_owned(),
+        name: info.name.clone(),
         dtype: info.dtype,
         shape: info.shape.clone(),
         becomes: "dense".to_owned(),
         why: String::new(),
-        bytes_before: bytes(held),
-        bytes_after: bytes(held),
+        bytes_before: bytes,
+        bytes_after: bytes,
         sources: vec![],
-    };
-    let Some(stem) = name.strip_suffix(".weight") else { return row };
-    let part = |suffix: &str| here.get(&format!("{stem}.{suffix}"));
-    let Some(scales) = part("scales").filter(|_| info.dtype == Dtype::U32) else { return row };
-    let found = recognize(held, scales, groups.of(stem));
-    row.bytes_after += bytes(scales) + part("biases").map_or(0, bytes);
-    row.bytes_before = row.bytes_after;
-    (row.becomes, row.why) = match found {
-        Some((mode, bits, group)) => {
-            if let Some(last) = row.shape.last_mut() {
-                *last = last.saturating_mul(32) / bits;
-            }
-            (format!("{mode} {bits}bit g{group}"), String::new())
-        }
-        None => ("quantized".to_owned(), "neither config.json nor quantization.json says its group size".to_owned()),
-    };
-    row
+    }
 }
 
-/// Mode, bits and group of a weight. The bits that a row's codes take for each of its groups are
-/// 128, 256 and 64 for mxfp4, mxfp8 and nvfp4, whose scales are bytes.
-fn recognize(weight: &Held, scales: &Held, group: Option<usize>) -> Option<(&'static str, usize, usize)> {
-    let last = |held: &Held| held.tensor.info.shape.last().copied();
-    let code_bits = last(weight)?.checked_mul(32)?.checked_div(last(scales)?)?;
-    match (scales.tensor.info.dtype, code_bits) {
-        (Dtype::U8, 128) => Some(("mxfp4", 4, 32)),
-        (Dtype::U8, 256) => Some(("mxfp8", 8, 32)),
-        (Dtype::U8, 64) => Some(("nvfp4", 4, 16)),
-        (Dtype::U8, _) => None,
-        _ => {
-            let group = group.filter(|g| *g > 0 && code_bits.is_multiple_of(*g))?;
-            Some(("affine", code_bits / group, group)).filter(|(_, bits, _)| (1..=8).contains(bits))
+/// How a weight is stored, or why that is not known.
+fn say(row: &mut Row, found: Result<Recognized, Unsupported>) {
+    match found {
+        Ok(found) => {
+            let Facts { bits, group_size, mode } = found.scheme.facts();
+            let group = if group_size == 0 { String::new() } else { format!(" g{group_size}") };
+            row.shape = found.weight.shape;
+            row.becomes = format!("{mode} {bits}bit{group}");
+        }
+        Err(Unsupported(why)) => {
+            row.becomes = "quantized".to_owned();
+            row.why = why;
         }
     }
 }

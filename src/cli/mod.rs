@@ -4,12 +4,15 @@
 //! What was typed (`args`, `options`) becomes options of the floors below; what they fail with
 //! becomes one line and an exit code: 0 done, 1 refused or failed, 2 usage.
 
+pub mod decode;
 pub mod export;
 mod failure;
 pub mod formats;
+pub mod generate;
 pub mod inspect;
 mod offline;
 pub mod options;
+pub mod perplexity;
 pub mod places;
 pub mod progress;
 pub mod size;
@@ -80,6 +83,8 @@ enum Verb {
     Inspect(inspect::Inspect),
     Export(export::Export),
     Verify(verify::Verify),
+    Generate(generate::Generate),
+    Perplexity(perplexity::Perplexity),
     Formats(formats::Formats),
 }
 
@@ -135,6 +140,8 @@ fn run(typed: Vec<OsString>) -> Result<(), Failure> {
         Verb::Inspect(args) => inspect::run(args, out),
         Verb::Export(args) => export::run(args, out),
         Verb::Verify(args) => verify::run(args, out),
+        Verb::Generate(args) => generate::run(args, out),
+        Verb::Perplexity(args) => perplexity::run(args, out),
         Verb::Formats(args) => formats::run(args, out),
     }?;
     out.flush()?;

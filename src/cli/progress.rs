@@ -14,10 +14,19 @@ impl Bar {
     /// A bar for a job of this name.
     #[must_use]
     pub fn new(job: &'static str) -> Self {
+        Self::with_template(job, "{prefix} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta} {msg}")
+    }
+
+    /// A bar for a job that counts tokens.
+    #[must_use]
+    pub fn of_tokens(job: &'static str) -> Self {
+        Self::with_template(job, "{prefix} {wide_bar} {human_pos}/{human_len} tokens {per_sec} {eta} {msg}")
+    }
+
+    fn with_template(job: &'static str, template: &str) -> Self {
         if !stderr().is_terminal() {
             return Self(ProgressBar::hidden());
         }
-        let template = "{prefix} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta} {msg}";
         let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
         Self(ProgressBar::new(0).with_style(style).with_prefix(job))
     }

@@ -5,13 +5,15 @@
 //! [`Kernels`] is a table of plain function pointers; the one that the machine runs best is chosen
 //! once, at run time; [`select`] takes another one by its name, for bug reports.
 //!
-//! Always: quantizing, decoding and casting give the same bytes from every table, whatever the
-//! machine. A kernel takes a whole run of groups at any alignment: one indirect call for kilobytes of work.
+//! Always: quantizing, decoding, casting and multiplying give the same bytes from every table,
+//! whatever the machine (of a NaN, that it is one). So does
+//! what attention and gates need of f32. A kernel takes a whole run of groups at any alignment: one indirect call for kilobytes of work.
 //!
 //! Knows no format, tensor name or file, and reads no environment. What MLX calls its "Metal" results are emulated here from
 //! the kernels' text and were never compared with a device.
 
 mod body;
+mod product;
 mod scalar;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -26,6 +28,9 @@ use std::{
 
 use crate::tensor::Float;
 
+pub use product::{Activations, Coded, Product};
+use product::{Inputs, Panel, Tiling};
+
 /// The instruction sets for which there is a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Isa {
@@ -35,11 +40,13 @@ pub enum Isa {
     Avx2,
     /// x86-64 with AVX-512 F, BW, DQ and VL.
     Avx512,
+    /// The same with VNNI.
+    Avx512Vnni,
 }
 
 impl Isa {
     /// All of them, also those of other machines.
-    pub const ALL: [Self; 3] = [Self::Scalar, Self::Avx2, Self::Avx512];
+    pub const ALL: [Self; 4] = [Self::Scalar, Self::Avx2, Self::Avx512, Self::Avx512Vnni];
 
     /// As [`select`] takes it.
     #[must_use]
@@ -48,6 +55,7 @@ impl Isa {
             Self::Scalar => "scalar",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
+            Self::Avx512Vnni => "avx512vnni",
         }
     }
 }
@@ -148,12 +156,41 @@ pub struct Cast {
     pub plus_one: bool,
 }
 
+/// A product of dense matrices, row by row: `c[rows, columns] = a[rows, depth] * b[depth, columns]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Dense {
+    /// Rows of `a` and `c`.
+    pub rows: usize,
+    /// Columns of `a`, rows of `b`.
+    pub depth: usize,
+    /// Columns of `b` and `c`: a multiple of [`STRIP`](Self::STRIP).
+    pub columns: usize,
+    /// Elements from one row of `a` to the next.
+    pub a_stride: usize,
+    /// Elements from one row of `c` to the next.
+    pub c_stride: usize,
+}
+
+impl Dense {
+    /// Columns that are computed together.
+    pub const STRIP: usize = body::attention::STRIP;
+}
+
 type QuantizeAffine = fn(&Affine, &[u8], &mut [u8], &mut [u8], &mut [u8]);
 type DequantizeAffine = fn(&Affine, &[u8], &[u8], &[u8], &mut [f32]);
 type QuantizeMicro = fn(&Micro, &[u8], &mut [u8], &mut [u8]);
 type DequantizeMicro = fn(&Micro, &[u8], &[u8], &mut [f32]);
 type CastRun = fn(&Cast, &[u8], &mut [u8]);
 type Count = fn(Float, &[u8]) -> usize;
+type MultiplyDense = fn(&Dense, &[f32], &[f32], &mut [f32]);
+type Softmax = fn(&mut [f32]);
+type Swiglu = fn(&mut [f32], &[f32]);
+type QuantizeInput = fn(&Product, &[f32], &mut [i8], &mut [f32], &mut [i32]);
+type Spread = fn(u32, &[u8], &mut [u8]);
+type Tile = fn(&Tiling, &[u8], &mut [[u8; 64]]);
+type Parameters = fn(&Product, &[u8], &mut [u8]);
+type Accumulate = fn(&Product, &[Panel<'_>], &Inputs<'_>, &mut [[f32; 16]]);
+type Multiply = fn(usize, &[f32], &[f32], &mut [f32]);
 
 /// The kernels of one instruction set.
 #[derive(Debug)]
@@ -165,6 +202,15 @@ pub struct Kernels {
     dequantize_micro: DequantizeMicro,
     cast: CastRun,
     not_finite: Count,
+    dense: MultiplyDense,
+    softmax: Softmax,
+    swiglu: Swiglu,
+    quantize_input: QuantizeInput,
+    spread: Spread,
+    tile: Tile,
+    parameters: Parameters,
+    accumulate: Accumulate,
+    multiply: Multiply,
 }
 
 impl Kernels {
@@ -226,6 +272,33 @@ impl Kernels {
     #[must_use]
     pub fn not_finite(&self, float: Float, src: &[u8]) -> usize {
         (self.not_finite)(float, src)
+    }
+
+    /// A dense product; each sum runs from the first of `depth` to the last, without fused steps.
+    ///
+    /// # Panics
+    /// If the lengths do not fit together.
+    pub fn dense(&self, job: &Dense, a: &[f32], b: &[f32], c: &mut [f32]) {
+        let Dense { rows, depth, columns, .. } = *job;
+        let spanned = |stride: usize, width: usize| rows.checked_sub(1).map_or(0, |last| last * stride + width);
+        assert!(columns.is_multiple_of(Dense::STRIP), "{columns} columns are no whole strips");
+        assert!(depth.checked_mul(columns).is_some_and(|needed| b.len() >= needed), "{job:?}");
+        assert!(a.len() >= spanned(job.a_stride, depth) && c.len() >= spanned(job.c_stride, columns), "{job:?}");
+        (self.dense)(job, a, b, c);
+    }
+
+    /// `exp(x - max) / sum of them`, in place.
+    pub fn softmax(&self, row: &mut [f32]) {
+        (self.softmax)(row);
+    }
+
+    /// `gate = silu(gate) * up`, where `silu(x) = x / (1 + exp(-x))`.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn swiglu(&self, gate: &mut [f32], up: &[f32]) {
+        assert_eq!(gate.len(), up.len(), "as many gates as values");
+        (self.swiglu)(gate, up);
     }
 }
 

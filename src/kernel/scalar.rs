@@ -10,4 +10,13 @@ pub(super) static KERNELS: Kernels = Kernels {
     dequantize_micro: |job, codes, scales, out| body::microscaling::dequantize(job, codes, scales, out),
     cast: |job, src, out| body::cast::cast(job, src, out),
     not_finite: |float, src| body::finite::not_finite(float, src),
+    dense: |job, a, b, c| body::attention::dense(job, a, b, c),
+    softmax: |row| body::attention::softmax(row),
+    swiglu: |gate, up| body::attention::swiglu(gate, up),
+    quantize_input: |product, x, codes, scales, sums| body::dot::quantize(product, x, codes, scales, sums),
+    spread: |bits, src, out| body::pack::unpack(bits, src, out),
+    tile: |tiling, src, out| body::dot::tile(tiling, src, out),
+    parameters: |product, src, out| body::dot::parameters(product, src, out),
+    accumulate: |product, panels, inputs, acc| body::dot::accumulate(product, panels, inputs, acc),
+    multiply: |cols, w, x, y| body::dot::product(cols, w, x, y),
 };

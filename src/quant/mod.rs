@@ -11,6 +11,9 @@
 pub mod dialect;
 pub mod format;
 pub mod manifest;
+pub mod operator;
+pub mod recognize;
+pub mod stated;
 
 use std::{fmt::Debug, ops::Range, sync::Arc};
 
@@ -18,6 +21,7 @@ use crate::tensor::{Dtype, Float, Rows};
 
 pub use dialect::Dialect;
 pub use format::FORMATS;
+pub use recognize::{Module, Recognized};
 
 /// A logical matrix, or a stack of matrices, that is encoded as one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -144,7 +148,7 @@ pub struct Unsupported(pub String);
 pub struct Facts {
     /// Bits of a code.
     pub bits: u32,
-    /// Elements that share their parameters.
+    /// Elements that share their parameters; 0 where they are a whole row or tensor.
     pub group_size: usize,
     /// `affine`, `mxfp4`, ...: the word that readers of the format use.
     pub mode: &'static str,
@@ -175,8 +179,16 @@ pub trait Scheme: Send + Sync + Debug {
     /// [`Part::range`] gives.
     fn encode(&self, band: Rows<'_>, out: &mut [&mut [u8]]);
 
-    /// The reference decoder: the values of a band from its parts, `out.len()` of them.
-    fn decode(&self, parts: &[&[u8]], float: Float, out: &mut [f32]);
+    /// The reference decoder: the values of a band from its tiled parts, `out.len()` of them. `rows` is
+    /// the band's, as [`encode`](Self::encode) was given it: 1 where it is a run in flat order.
+    fn decode(&self, parts: &[&[u8]], float: Float, rows: usize, out: &mut [f32]);
+
+    /// An operator with kernels of its own over the parts of a weight, in the order of
+    /// [`parts`](Self::parts); `None` leaves it to [`operator::Decoded`].
+    fn operator(&self, weight: &Weight, parts: &[operator::Bytes]) -> Option<Arc<dyn operator::Operator>> {
+        let _ = (weight, parts);
+        None
+    }
 }
 
 /// How quantized weights are stored. One static instance, one file.
@@ -202,6 +214,14 @@ pub trait Format: Sync + Debug {
     /// # Errors
     /// A combination that the format does not have.
     fn bind(&self, scheme: &str, options: &[&str]) -> Result<Option<Arc<dyn Scheme>>, Unsupported>;
+
+    /// The scheme that stored a module, where its tensors have this format's layout. Which of several
+    /// schemes wrote the same layout (another rounding, say) does not matter to a reader: the first
+    /// one that decodes it is the answer.
+    ///
+    /// # Errors
+    /// A module of the layout that cannot be read, with the reason.
+    fn recognize(&self, module: &Module<'_>) -> Option<Result<Recognized, Unsupported>>;
 
     /// The loaders' side of it.
     fn dialect(&self) -> &'static dyn Dialect;

@@ -197,7 +197,7 @@ impl Scheme for Toy {
         }
     }
 
-    fn decode(&self, _: &[&[u8]], _: Float, _: &mut [f32]) {
+    fn decode(&self, _: &[&[u8]], _: Float, _: usize, _: &mut [f32]) {
         unreachable!("toys are not decoded");
     }
 }

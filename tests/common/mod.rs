@@ -5,3 +5,4 @@ pub(crate) mod headers;
 pub(crate) mod memory;
 pub(crate) mod promises;
 pub(crate) mod tables;
+pub(crate) mod written;

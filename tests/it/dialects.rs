@@ -33,7 +33,7 @@ impl Scheme for Told {
     fn encode(&self, _: Rows<'_>, _: &mut [&mut [u8]]) {
         unreachable!("a dialect asks for facts only")
     }
-    fn decode(&self, _: &[&[u8]], _: Float, _: &mut [f32]) {
+    fn decode(&self, _: &[&[u8]], _: Float, _: usize, _: &mut [f32]) {
         unreachable!("a dialect asks for facts only")
     }
 }

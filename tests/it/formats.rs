@@ -4,14 +4,14 @@ use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
 use quantfs::{
     kernel::{Cast, kernels},
-    quant::{FORMATS, Format, Part, Scheme, Weight, format::cast},
+    quant::{Axis, FORMATS, Format, Part, Scheme, Weight, format::cast},
     tensor::{Float, Rows},
 };
 
 use crate::common::tables::select_kernels;
 
 /// Every scheme that can be bound, under its full name.
-fn schemes() -> Vec<(String, Arc<dyn Scheme>)> {
+pub(super) fn schemes() -> Vec<(String, Arc<dyn Scheme>)> {
     select_kernels();
     let mut found = vec![("cast".to_owned(), Arc::new(cast::Cast) as Arc<dyn Scheme>)];
     for format in FORMATS {
@@ -37,12 +37,12 @@ fn choices(lists: &[&'static [&'static str]]) -> Vec<Vec<&'static str>> {
     })
 }
 
-fn weight(float: Float, shape: &[usize]) -> Weight {
+pub(super) fn weight(float: Float, shape: &[usize]) -> Weight {
     Weight { stem: "model.layers.0.mlp.up_proj".into(), float, shape: shape.to_vec() }
 }
 
 /// Bell-shaped elements, the same in every run, as f32 and in a float.
-fn elements(float: Float, count: usize) -> (Vec<f32>, Vec<u8>) {
+pub(super) fn elements(float: Float, count: usize) -> (Vec<f32>, Vec<u8>) {
     let mut state = 7u64;
     let mut uniform = || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -58,15 +58,27 @@ fn elements(float: Float, count: usize) -> (Vec<f32>, Vec<u8>) {
 }
 
 /// The parts' bytes of a band of a weight.
-fn encode(scheme: &dyn Scheme, weight: &Weight, parts: &[Part], data: &[u8], band: Range<usize>) -> Vec<Vec<u8>> {
+pub(super) fn encode(
+    scheme: &dyn Scheme,
+    weight: &Weight,
+    parts: &[Part],
+    data: &[u8],
+    band: Range<usize>,
+) -> Vec<Vec<u8>> {
     let (banding, extent) = (scheme.banding(weight), scheme.banding(weight).extent(weight));
     let mut made: Vec<Vec<u8>> =
         parts.iter().map(|p| vec![0xa5; p.range(banding, extent, band.clone()).len()]).collect();
     let mut out: Vec<&mut [u8]> = made.iter_mut().map(Vec::as_mut_slice).collect();
-    let size = weight.float.size();
-    let rows = Rows { data: &data[band.start * size..band.end * size], float: weight.float, rows: 1, cols: band.len() };
-    scheme.encode(rows, &mut out);
+    let size = weight.float.size() * if banding.axis == Axis::Rows { weight.cols() } else { 1 };
+    let (rows, cols) = if banding.axis == Axis::Rows { (band.len(), weight.cols()) } else { (1, band.len()) };
+    let data = &data[band.start * size..band.end * size];
+    scheme.encode(Rows { data, float: weight.float, rows, cols }, &mut out);
     made
+}
+
+/// Rows of the band that is the whole weight.
+fn rows_of(scheme: &dyn Scheme, weight: &Weight) -> usize {
+    if scheme.banding(weight).axis == Axis::Rows { weight.rows() } else { 1 }
 }
 
 #[test]
@@ -156,9 +168,15 @@ fn decoding_gives_the_weights_back_within_the_schemes_error() {
             let weight = weight(float, &[64, 512]);
             let parts = scheme.parts(&weight).unwrap();
             let (values, data) = elements(float, weight.elements());
-            let made = encode(&*scheme, &weight, &parts, &data, 0..values.len());
+            let extent = scheme.banding(&weight).extent(&weight);
+            let made = encode(&*scheme, &weight, &parts, &data, 0..extent);
             let mut back = vec![f32::NAN; values.len()];
-            scheme.decode(&made.iter().map(Vec::as_slice).collect::<Vec<_>>(), float, &mut back);
+            scheme.decode(
+                &made.iter().map(Vec::as_slice).collect::<Vec<_>>(),
+                float,
+                rows_of(&*scheme, &weight),
+                &mut back,
+            );
             let square = |x: f32| f64::from(x) * f64::from(x);
             let error: f64 = values.iter().zip(&back).map(|(a, b)| square(a - b)).sum();
             let relative = (error / values.iter().map(|v| square(*v)).sum::<f64>()).sqrt();

@@ -180,7 +180,7 @@ fn decoding_is_the_librarys() {
         let part = |suffix| expected.get(&format!("{stem}.{suffix}")).map(|(_, _, bytes)| bytes.as_slice());
         let parts: Vec<&[u8]> = ["weight", "scales", "biases"].into_iter().filter_map(part).collect();
         let mut ours = vec![f32::NAN; values.len() / 4];
-        scheme(word, "cpu", "up").decode(&parts, float(dtype), &mut ours);
+        scheme(word, "cpu", "up").decode(&parts, float(dtype), 1, &mut ours);
         for (i, (ours, theirs)) in ours.iter().zip(values.chunks(4)).enumerate() {
             assert_eq!(ours.to_le_bytes(), theirs, "{stem} element {i}");
         }

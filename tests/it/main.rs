@@ -13,10 +13,15 @@ mod formats;
 mod golden;
 mod hostile;
 mod kernels;
+mod layers;
+mod models;
 #[cfg(feature = "fuse")]
 mod mount;
+mod nbits;
+mod operators;
 mod plan;
 #[cfg(feature = "cli")]
 mod readme;
 mod reads;
+mod runtime;
 mod sources;

@@ -18,9 +18,9 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
-def run(*args, check=True, **options):
+def run(*args, check=True, timeout=120, **options):
     """Runs quantfs and returns the finished process; a failure shows what it printed."""
-    done = subprocess.run([QUANTFS, *map(str, args)], capture_output=True, text=True, timeout=120, **options)
+    done = subprocess.run([QUANTFS, *map(str, args)], capture_output=True, text=True, timeout=timeout, **options)
     if check and done.returncode:
         raise AssertionError(f"quantfs {' '.join(map(str, args))}: exit {done.returncode}\n{done.stdout}{done.stderr}")
     return done

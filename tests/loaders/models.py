@@ -133,8 +133,8 @@ def save(path, tensors, metadata):
             out.write(array.tobytes())
 
 
-def make(family, directory, shards=1, dtype="bfloat16", seed=1, **changes):
-    """Writes a model directory and returns its config."""
+def make(family, directory, shards=1, dtype="bfloat16", seed=1, spread=0.02, **changes):
+    """Writes a model directory and returns its config; `spread` is the deviation of the layers' matrices."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     config = dict(FAMILIES[family], vocab_size=tokenizer(directory), torch_dtype=dtype)
@@ -145,7 +145,8 @@ def make(family, directory, shards=1, dtype="bfloat16", seed=1, **changes):
     tag, kind = DTYPES[dtype]
     tensors = {}
     for name, shape in shapes(config):
-        values = rng.standard_normal(shape, np.float32) * 0.02 if len(shape) > 1 else 1 + 0.1 * rng.standard_normal(shape, np.float32)
+        deviation = spread if ".layers." in name else 0.02
+        values = rng.standard_normal(shape, np.float32) * deviation if len(shape) > 1 else 1 + 0.1 * rng.standard_normal(shape, np.float32)
         tensors[name] = ("F32", values) if "inv_freq" in name else (tag, values.astype(kind))
     (directory / "config.json").write_text(json.dumps(config, indent=2))
     (directory / "generation_config.json").write_text(json.dumps({"bos_token_id": 1, "eos_token_id": [2, 0], "do_sample": False}, indent=2))

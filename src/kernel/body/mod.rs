@@ -11,7 +11,9 @@
 //! adding 2^23, never by a library call.
 
 pub(super) mod affine;
+pub(super) mod attention;
 pub(super) mod cast;
+pub(super) mod dot;
 pub(super) mod exponent;
 pub(super) mod finite;
 pub(super) mod microscaling;

@@ -1,3 +1,35 @@
-//! The bodies with AVX-512, on 512-bit registers where the compiler chooses them.
+//! The bodies with AVX-512, on 512-bit registers where the compiler chooses them, but for panels and
+//! their sums; and the same with VNNI.
 
-super::instances!(crate::kernel::Isa::Avx512, "avx512f,avx512bw,avx512dq,avx512vl");
+use crate::kernel::Isa;
+
+use super::{maddubs, tile, vnni};
+
+super::instances!(Isa::Avx512, "avx512f,avx512bw,avx512dq,avx512vl");
+
+/// Private to `x86`, which hands it out where the features were detected.
+#[expect(unsafe_code, reason = "calls from undetected to detected code")]
+const TABLE: Kernels = Kernels {
+    tile: |tiling, src, out| {
+        // SAFETY: the table is reached only through `x86::available`, which detected the features.
+        unsafe { tile::tile(tiling, src, out) }
+    },
+    accumulate: |product, panels, inputs, acc| {
+        // SAFETY: as above; AVX-512 has AVX2 in it.
+        unsafe { maddubs::accumulate(product, panels, inputs, acc) }
+    },
+    ..BODIES
+};
+
+pub(super) static KERNELS: Kernels = TABLE;
+
+/// For machines that have VNNI too.
+#[expect(unsafe_code, reason = "calls from undetected to detected code")]
+pub(super) static WITH_VNNI: Kernels = Kernels {
+    isa: Isa::Avx512Vnni,
+    accumulate: |product, panels, inputs, acc| {
+        // SAFETY: as above, VNNI being detected as well.
+        unsafe { vnni::accumulate(product, panels, inputs, acc) }
+    },
+    ..TABLE
+};

@@ -5,6 +5,9 @@
 
 mod avx2;
 mod avx512;
+mod maddubs;
+mod tile;
+mod vnni;
 
 use super::Kernels;
 
@@ -12,7 +15,7 @@ use super::Kernels;
 macro_rules! instances {
     ($isa:expr, $features:literal) => {
         use crate::{
-            kernel::{Affine, Cast, Kernels, Micro, body},
+            kernel::{Affine, Cast, Dense, Inputs, Kernels, Micro, Panel, Product, Tiling, body},
             tensor::Float,
         };
 
@@ -46,9 +49,54 @@ macro_rules! instances {
             body::finite::not_finite(float, src)
         }
 
-        /// Private to `x86`, which hands it out where the features were detected.
+        #[target_feature(enable = $features)]
+        fn dense(job: &Dense, a: &[f32], b: &[f32], c: &mut [f32]) {
+            body::attention::dense(job, a, b, c);
+        }
+
+        #[target_feature(enable = $features)]
+        fn softmax(row: &mut [f32]) {
+            body::attention::softmax(row);
+        }
+
+        #[target_feature(enable = $features)]
+        fn swiglu(gate: &mut [f32], up: &[f32]) {
+            body::attention::swiglu(gate, up);
+        }
+
+        #[target_feature(enable = $features)]
+        fn quantize_input(product: &Product, x: &[f32], codes: &mut [i8], scales: &mut [f32], sums: &mut [i32]) {
+            body::dot::quantize(product, x, codes, scales, sums);
+        }
+
+        #[target_feature(enable = $features)]
+        fn spread(bits: u32, src: &[u8], out: &mut [u8]) {
+            body::pack::unpack(bits, src, out);
+        }
+
+        #[target_feature(enable = $features)]
+        fn parameters(product: &Product, src: &[u8], out: &mut [u8]) {
+            body::dot::parameters(product, src, out);
+        }
+
+        #[target_feature(enable = $features)]
+        fn multiply(cols: usize, w: &[f32], x: &[f32], y: &mut [f32]) {
+            body::dot::product(cols, w, x, y);
+        }
+
+        #[target_feature(enable = $features)]
+        fn tile(tiling: &Tiling, src: &[u8], out: &mut [[u8; 64]]) {
+            body::dot::tile(tiling, src, out);
+        }
+
+        #[target_feature(enable = $features)]
+        fn accumulate(product: &Product, panels: &[Panel<'_>], inputs: &Inputs<'_>, acc: &mut [[f32; 16]]) {
+            body::dot::accumulate(product, panels, inputs, acc);
+        }
+
+        /// For a table that `x86` hands out where the features were detected.
         #[expect(unsafe_code, reason = "calls from undetected to detected code")]
-        pub(super) static KERNELS: Kernels = Kernels {
+        const BODIES: Kernels = Kernels {
             isa: $isa,
             quantize_affine: |job, src, codes, scales, biases| {
                 // SAFETY: the table is reached only through `x86::available`, which detected the features.
@@ -74,6 +122,42 @@ macro_rules! instances {
                 // SAFETY: as above.
                 unsafe { not_finite(float, src) }
             },
+            dense: |job, a, b, c| {
+                // SAFETY: as above.
+                unsafe { dense(job, a, b, c) }
+            },
+            softmax: |row| {
+                // SAFETY: as above.
+                unsafe { softmax(row) }
+            },
+            swiglu: |gate, up| {
+                // SAFETY: as above.
+                unsafe { swiglu(gate, up) }
+            },
+            tile: |tiling, src, out| {
+                // SAFETY: as above.
+                unsafe { tile(tiling, src, out) }
+            },
+            accumulate: |product, panels, inputs, acc| {
+                // SAFETY: as above.
+                unsafe { accumulate(product, panels, inputs, acc) }
+            },
+            quantize_input: |product, x, codes, scales, sums| {
+                // SAFETY: as above.
+                unsafe { quantize_input(product, x, codes, scales, sums) }
+            },
+            spread: |bits, src, out| {
+                // SAFETY: as above.
+                unsafe { spread(bits, src, out) }
+            },
+            parameters: |product, src, out| {
+                // SAFETY: as above.
+                unsafe { parameters(product, src, out) }
+            },
+            multiply: |cols, w, x, y| {
+                // SAFETY: as above.
+                unsafe { multiply(cols, w, x, y) }
+            },
         };
     };
 }
@@ -91,6 +175,9 @@ pub(super) fn available() -> Vec<&'static Kernels> {
         && is_x86_feature_detected!("avx512vl");
     if avx512 {
         tables.push(&avx512::KERNELS);
+    }
+    if avx512 && is_x86_feature_detected!("avx512vnni") {
+        tables.push(&avx512::WITH_VNNI);
     }
     tables
 }

@@ -3,9 +3,14 @@
 //!
 //! Knows the arithmetic only by its name in [`crate::kernel`].
 
+use std::sync::Arc;
+
 use crate::{
     kernel::{self, Flavour, kernels},
-    quant::{Axis, Banding, Content, Facts, Part, Scheme, Unsupported, Weight},
+    quant::{
+        Axis, Banding, Content, Facts, Part, Scheme, Unsupported, Weight,
+        operator::{self, Bytes, Operator},
+    },
     tensor::{Dtype, Float, Rows},
 };
 
@@ -69,8 +74,13 @@ impl Scheme for Affine {
         kernels().quantize_affine(&self.job(band.float), band.data, codes, scales, biases);
     }
 
-    fn decode(&self, parts: &[&[u8]], float: Float, out: &mut [f32]) {
+    fn decode(&self, parts: &[&[u8]], float: Float, _: usize, out: &mut [f32]) {
         let [codes, scales, biases] = parts else { panic!("affine has three parts, not {}", parts.len()) };
         kernels().dequantize_affine(&self.job(float), codes, scales, biases, out);
+    }
+
+    fn operator(&self, weight: &Weight, parts: &[Bytes]) -> Option<Arc<dyn Operator>> {
+        let found = operator::Affine::new(self.job(weight.float), weight.rows(), weight.cols(), parts)?;
+        Some(Arc::new(found))
     }
 }

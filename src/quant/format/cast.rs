@@ -2,12 +2,11 @@
 //! copied from one place of the source. The plan gives it to such tensors; no spec names it.
 
 use crate::{
-    kernel::{self, kernels},
     quant::{Axis, Banding, Content, Facts, Part, Scheme, Unsupported, Weight},
     tensor::{Float, Rows, byte_len},
 };
 
-use super::ENCODING;
+use super::{ENCODING, widen};
 
 /// Elements that are cut together: enough that a granule is a cache line or more in every float.
 const GRANULE: usize = 64;
@@ -48,13 +47,8 @@ impl Scheme for Cast {
         elements.copy_from_slice(band.data);
     }
 
-    fn decode(&self, parts: &[&[u8]], float: Float, out: &mut [f32]) {
+    fn decode(&self, parts: &[&[u8]], float: Float, _: usize, out: &mut [f32]) {
         let [elements] = parts else { panic!("a dense tensor has one part, not {}", parts.len()) };
-        let job = kernel::Cast { from: float, to: Float::F32, plus_one: false };
-        let mut bytes = vec![0; out.len() * 4];
-        kernels().cast(&job, elements, &mut bytes);
-        for (x, b) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
-            *x = f32::from_le_bytes(*b);
-        }
+        widen(float, elements, out);
     }
 }

@@ -3,9 +3,14 @@
 //!
 //! Knows the arithmetic only by its name in [`crate::kernel`].
 
+use std::sync::Arc;
+
 use crate::{
     kernel::{Flavour, Micro, MicroCode, ScaleRule, kernels},
-    quant::{Axis, Banding, Content, Facts, Part, Scheme, Unsupported, Weight},
+    quant::{
+        Axis, Banding, Content, Facts, Part, Scheme, Unsupported, Weight,
+        operator::{self, Bytes, Operator},
+    },
     tensor::{Dtype, Float, Rows},
 };
 
@@ -78,8 +83,13 @@ impl Scheme for Microscaling {
         kernels().quantize_micro(&self.job(band.float), band.data, codes, scales);
     }
 
-    fn decode(&self, parts: &[&[u8]], float: Float, out: &mut [f32]) {
+    fn decode(&self, parts: &[&[u8]], float: Float, _: usize, out: &mut [f32]) {
         let [codes, scales] = parts else { panic!("{} has two parts, not {}", self.mode(), parts.len()) };
         kernels().dequantize_micro(&self.job(float), codes, scales, out);
+    }
+
+    fn operator(&self, weight: &Weight, parts: &[Bytes]) -> Option<Arc<dyn Operator>> {
+        let found = operator::Micro::new(self.job(weight.float), weight.rows(), weight.cols(), parts)?;
+        Some(Arc::new(found))
     }
 }

@@ -4,11 +4,13 @@
 //! is emulated from the kernels' text), `up` or `nearest` (the scales of mxfp4 and mxfp8 as mlx 0.32.2
 //! and later, or 0.31.2 and earlier, choose them).
 
+mod layout;
+
 use std::sync::Arc;
 
 use crate::{
     kernel::{Flavour, MicroCode, ScaleRule},
-    quant::{Dialect, Format, Scheme, Unsupported, dialect},
+    quant::{Dialect, Format, Module, Recognized, Scheme, Unsupported, dialect},
 };
 
 use super::{affine::Affine, group_size, microscaling::Microscaling, no_such};
@@ -49,6 +51,10 @@ impl Format for Mlx {
             _ => None,
         };
         bound.map(Some).ok_or_else(|| no_such("mlx", scheme, options))
+    }
+
+    fn recognize(&self, module: &Module<'_>) -> Option<Result<Recognized, Unsupported>> {
+        layout::recognize(module)
     }
 
     fn dialect(&self) -> &'static dyn Dialect {

@@ -1,19 +1,32 @@
 //! The registry of formats: one file a format, one line here.
 //!
 //! Beside the formats lie the schemes that several of them share: [`affine`], [`microscaling`], and
-//! [`cast`], which is no format of its own but what the plan gives to dense tensors.
+//! [`cast`], which is no format of its own but what the plan gives to dense tensors; and the schemes
+//! that the runtime makes and reads and no mount shows: [`sym`] and [`matmul_nbits`].
 
 pub mod affine;
 pub mod cast;
+pub mod matmul_nbits;
 pub mod microscaling;
 pub mod mlx;
 pub mod source;
+pub mod sym;
 pub mod zimage;
 
-use crate::quant::{Format, Unsupported, Weight};
+use crate::{
+    kernel::{self, kernels},
+    quant::{Format, Module, Recognized, Unsupported, Weight},
+    tensor::Float,
+};
 
 /// All formats, in the order of the table.
 pub static FORMATS: &[&dyn Format] = &[&mlx::Mlx, &zimage::Zimage, &source::Source];
+
+/// How a format of the table, or a scheme beside the table, recognizes a module.
+pub(super) fn recognize(module: &Module<'_>) -> Option<Result<Recognized, Unsupported>> {
+    let of_table = FORMATS.iter().find_map(|format| format.recognize(module));
+    of_table.or_else(|| sym::recognize(module)).or_else(|| matmul_nbits::recognize(module))
+}
 
 /// Revision of all encodings together: it goes up when the bytes of any scheme change.
 const ENCODING: u32 = 1;
@@ -43,6 +56,19 @@ fn with_cols(weight: &Weight, cols: usize) -> Vec<usize> {
         *last = cols;
     }
     shape
+}
+
+/// The values of little-endian elements, exactly.
+fn widen(from: Float, bytes: &[u8], out: &mut [f32]) {
+    let mut wide = vec![0; out.len() * 4];
+    kernels().cast(&kernel::Cast { from, to: Float::F32, plus_one: false }, bytes, &mut wide);
+    out.iter_mut().zip(wide.as_chunks::<4>().0).for_each(|(x, b)| *x = f32::from_le_bytes(*b));
+}
+
+/// Values rounded half to even to little-endian elements.
+fn narrow(to: Float, values: &[f32], out: &mut [u8]) {
+    let wide: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+    kernels().cast(&kernel::Cast { from: Float::F32, to, plus_one: false }, &wide, out);
 }
 
 /// A scheme or a combination of options that a format does not have.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::quant::{Dialect, Format, Scheme, Unsupported, dialect};
+use crate::quant::{Dialect, Format, Module, Recognized, Scheme, Unsupported, dialect};
 
 use super::no_such;
 
@@ -28,6 +28,10 @@ impl Format for Source {
             ("source", []) => Ok(None),
             _ => Err(no_such("source", scheme, options)),
         }
+    }
+
+    fn recognize(&self, _: &Module<'_>) -> Option<Result<Recognized, Unsupported>> {
+        None
     }
 
     fn dialect(&self) -> &'static dyn Dialect {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::{
     kernel::MicroCode,
-    quant::{Dialect, Format, Scheme, Unsupported, dialect},
+    quant::{Dialect, Format, Module, Recognized, Scheme, Unsupported, dialect},
     tensor::Float,
 };
 
@@ -53,6 +53,11 @@ impl Format for Zimage {
             _ => None,
         };
         bound.map(Some).ok_or_else(|| no_such("zimage", scheme, options))
+    }
+
+    /// Its layout is MLX's, and recognized there.
+    fn recognize(&self, _: &Module<'_>) -> Option<Result<Recognized, Unsupported>> {
+        None
     }
 
     fn dialect(&self) -> &'static dyn Dialect {

@@ -1,0 +1,45 @@
+//! What the verbs that run a decoder share: how it computes, and on how many threads.
+
+use std::path::Path;
+
+use clap::Args;
+use rayon::{ThreadPool, ThreadPoolBuilder};
+
+use crate::{
+    cli::Failure,
+    runtime::{Arithmetic, model::Decoder},
+};
+
+/// How a decoder computes.
+#[derive(Args, Clone, Debug)]
+pub struct DecodeArgs {
+    /// int8 quantizes activations too, where the format has such a kernel; exact keeps them in f32
+    #[arg(long, value_name = "int8|exact", default_value = "int8", value_parser = arithmetic)]
+    pub arithmetic: Arithmetic,
+    /// Threads [default: one for each core]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+}
+
+impl DecodeArgs {
+    /// Opens the decoder of a directory.
+    pub(super) fn open(&self, dir: &Path) -> Result<Decoder, Failure> {
+        Ok(Decoder::open(dir, self.arithmetic)?)
+    }
+
+    /// The threads that it computes on.
+    pub(super) fn pool(&self) -> Result<ThreadPool, Failure> {
+        if self.threads == Some(0) {
+            return Err(Failure::usage("--threads 0: at least one is needed"));
+        }
+        Ok(ThreadPoolBuilder::new().num_threads(self.threads.unwrap_or(0)).build()?)
+    }
+}
+
+fn arithmetic(text: &str) -> Result<Arithmetic, String> {
+    match text {
+        "int8" => Ok(Arithmetic::Int8),
+        "exact" => Ok(Arithmetic::Exact),
+        _ => Err("known are int8 and exact".to_owned()),
+    }
+}

@@ -1,0 +1,154 @@
+//! Packed rows into panels by AVX-512: sixteen dwords of sixteen rows are transposed in registers.
+//!
+//! Always: the bytes of `body::dot::tile`. The rows of the next pair of panels are asked for ahead,
+//! since sixteen rows at a time are no stream that a machine recognizes.
+
+use std::arch::x86_64::{
+    __m512i, _MM_HINT_T1, _mm_loadu_si128, _mm_prefetch, _mm512_and_si512, _mm512_broadcast_i32x4, _mm512_loadu_si512,
+    _mm512_maskz_loadu_epi32, _mm512_set1_epi8, _mm512_setzero_si512, _mm512_shuffle_epi8, _mm512_shuffle_i32x4,
+    _mm512_srli_epi32, _mm512_storeu_si512, _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32,
+    _mm512_unpacklo_epi64,
+};
+
+use crate::kernel::{
+    Tiling,
+    body::dot::{E2M1, LANES},
+};
+
+/// Rows from a panel to the one that follows it on the same columns.
+const AHEAD: usize = 2 * LANES;
+
+/// `body::dot::tile`.
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(super) fn tile(tiling: &Tiling, src: &[u8], out: &mut [[u8; 64]]) {
+    match (tiling.planes, tiling.e2m1) {
+        (4, _) => planes::<4, 2, false>(tiling, src, out),
+        (2, false) => planes::<2, 4, false>(tiling, src, out),
+        (2, true) => planes::<2, 4, true>(tiling, src, out),
+        _ => planes::<1, 8, false>(tiling, src, out),
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw")]
+fn planes<const PLANES: usize, const BITS: u32, const E: bool>(tiling: &Tiling, src: &[u8], out: &mut [[u8; 64]]) {
+    let (blocks, tail) = out.as_chunks_mut::<PLANES>().0.as_chunks_mut::<LANES>();
+    let mut at = 0;
+    for block in blocks {
+        let dwords =
+            if tiling.rows == LANES { whole(tiling, src, at) } else { transposed(partial(tiling, src, at, LANES)) };
+        for d in 0..LANES {
+            split::<PLANES, BITS, E>(dwords[d], &mut block[d]);
+        }
+        at += 64;
+    }
+    if !tail.is_empty() {
+        let dwords = transposed(partial(tiling, src, at, tail.len()));
+        for d in 0..tail.len() {
+            split::<PLANES, BITS, E>(dwords[d], &mut tail[d]);
+        }
+    }
+}
+
+/// The codes of a dword of each row, one a byte.
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline]
+fn split<const PLANES: usize, const BITS: u32, const E: bool>(dword: __m512i, out: &mut [[u8; 64]; PLANES]) {
+    let low = _mm512_set1_epi8((u8::MAX >> (8 - BITS)) as i8);
+    let mut rest = dword;
+    for quad in out {
+        let codes = if PLANES == 1 { rest } else { _mm512_and_si512(rest, low) };
+        store(if E { _mm512_shuffle_epi8(e2m1_values(), codes) } else { codes }, quad);
+        rest = _mm512_srli_epi32::<BITS>(rest);
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline]
+fn e2m1_values() -> __m512i {
+    // SAFETY: sixteen bytes are read from an array of sixteen.
+    #[expect(unsafe_code, reason = "a load")]
+    let table = unsafe { _mm_loadu_si128(E2M1.as_ptr().cast()) };
+    _mm512_broadcast_i32x4(table)
+}
+
+/// Sixteen dwords of sixteen rows, from a byte of the row on, transposed.
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline]
+fn whole(tiling: &Tiling, src: &[u8], at: usize) -> [__m512i; LANES] {
+    let mut rows = [_mm512_setzero_si512(); LANES];
+    for row in 0..LANES {
+        rows[row] = load_ahead(&src[row * tiling.stride + at..][..64], tiling.stride * AHEAD);
+    }
+    transposed(rows)
+}
+
+/// Fewer of them, zeros in the place of the others.
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline(never)]
+fn partial(tiling: &Tiling, src: &[u8], at: usize, dwords: usize) -> [__m512i; LANES] {
+    let mut rows = [_mm512_setzero_si512(); LANES];
+    let mask = u16::MAX >> (LANES - dwords);
+    for row in 0..tiling.rows {
+        let bytes = &src[row * tiling.stride + at..][..4 * dwords];
+        // SAFETY: the mask reads only the dwords of the slice.
+        #[expect(unsafe_code, reason = "a load")]
+        let loaded = unsafe { _mm512_maskz_loadu_epi32(mask, bytes.as_ptr().cast()) };
+        rows[row] = loaded;
+    }
+    rows
+}
+
+/// The 64 bytes of a slice, those at a distance being asked for.
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline]
+fn load_ahead(bytes: &[u8], distance: usize) -> __m512i {
+    let bytes: &[u8; 64] = &bytes.as_chunks().0[0];
+    // SAFETY: a hint; it reads nothing and may name any address.
+    #[allow(unsafe_code, unused_unsafe, reason = "a hint, which newer compilers know to be safe")]
+    unsafe {
+        _mm_prefetch::<_MM_HINT_T1>(bytes.as_ptr().wrapping_add(distance).cast());
+    }
+    // SAFETY: 64 bytes are read from an array of 64.
+    #[expect(unsafe_code, reason = "a load")]
+    unsafe {
+        _mm512_loadu_si512(bytes.as_ptr().cast())
+    }
+}
+
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn store(value: __m512i, out: &mut [u8; 64]) {
+    // SAFETY: 64 bytes are written to an array of 64.
+    #[expect(unsafe_code, reason = "a store")]
+    unsafe {
+        _mm512_storeu_si512(out.as_mut_ptr().cast(), value);
+    }
+}
+
+/// Dword i of row r becomes dword r of vector i: in pairs, in fours, then by quarters of registers.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn transposed(rows: [__m512i; LANES]) -> [__m512i; LANES] {
+    let mut fours = [_mm512_setzero_si512(); LANES];
+    for i in (0..LANES).step_by(4) {
+        let [a, b, c, d] = [rows[i], rows[i + 1], rows[i + 2], rows[i + 3]];
+        let (ab, cd) = (_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d));
+        let (ab_high, cd_high) = (_mm512_unpackhi_epi32(a, b), _mm512_unpackhi_epi32(c, d));
+        fours[i] = _mm512_unpacklo_epi64(ab, cd);
+        fours[i + 1] = _mm512_unpackhi_epi64(ab, cd);
+        fours[i + 2] = _mm512_unpacklo_epi64(ab_high, cd_high);
+        fours[i + 3] = _mm512_unpackhi_epi64(ab_high, cd_high);
+    }
+    let mut out = [_mm512_setzero_si512(); LANES];
+    for i in 0..4 {
+        // Quarter q of `fours[4 r + i]` holds dword 4 q + i of the rows 4 r .. 4 r + 4.
+        let [a, b, c, d] = [fours[i], fours[i + 4], fours[i + 8], fours[i + 12]];
+        let (ab, cd) = (_mm512_shuffle_i32x4::<0x88>(a, b), _mm512_shuffle_i32x4::<0x88>(c, d));
+        let (ab_odd, cd_odd) = (_mm512_shuffle_i32x4::<0xdd>(a, b), _mm512_shuffle_i32x4::<0xdd>(c, d));
+        out[i] = _mm512_shuffle_i32x4::<0x88>(ab, cd);
+        out[i + 8] = _mm512_shuffle_i32x4::<0xdd>(ab, cd);
+        out[i + 4] = _mm512_shuffle_i32x4::<0x88>(ab_odd, cd_odd);
+        out[i + 12] = _mm512_shuffle_i32x4::<0xdd>(ab_odd, cd_odd);
+    }
+    out
+}

@@ -1,0 +1,183 @@
+//! Symmetric int8: `w = code * scale`, one scale for a whole tensor or for each row.
+//!
+//! `scale = max|w| / 127`, `code = w / scale` rounded half to even and clamped to -127..=127: what
+//! dynamic quantization does on the fly. Computed in f32 from the weight's own float. Parts: `.weight`
+//! (I8, the weight's shape) and `.scales` (F32, `[.., rows, 1]`) or `.scale` (F32, `[1]`).
+//!
+//! NaN has code 0 and counts for no maximum. A weight of zeros, or one so small that its scale
+//! underflows, has scale 0 and codes 0; an infinite weight makes the scale infinite and the values NaN.
+//!
+//! A tensor's one scale needs the whole tensor before the first code, so that such a weight is a single
+//! band: the runtime makes them, no format of the table does.
+
+use std::{ops::Range, sync::Arc};
+
+use crate::{
+    quant::{
+        Axis, Banding, Content, Facts, Module, Part, Recognized, Scheme, Unsupported, Weight,
+        operator::{Arithmetic, Bytes, Operator, dot},
+    },
+    tensor::{Dtype, Float, Rows},
+};
+
+use super::{ENCODING, check_groups, with_cols};
+
+/// The largest code; -128 is not used, so that codes and their negatives are as many.
+const LARGEST: f32 = 127.0;
+
+/// 1.5 * 2^23: added to a value of at most 2^22 in magnitude it leaves the value rounded half to even.
+const ROUNDER: f32 = 12_582_912.0;
+
+/// What shares a scale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Per {
+    /// Each row has its own.
+    Row,
+    /// All rows have one.
+    Tensor,
+}
+
+/// Symmetric int8 codes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sym {
+    /// What shares a scale.
+    pub per: Per,
+}
+
+impl Scheme for Sym {
+    fn id(&self) -> String {
+        format!("sym-int8-{:?}-{ENCODING}", self.per)
+    }
+
+    fn facts(&self) -> Facts {
+        Facts { bits: 8, group_size: 0, mode: "int8" }
+    }
+
+    fn parts(&self, weight: &Weight) -> Result<Vec<Part>, Unsupported> {
+        check_groups(weight, 1)?;
+        let rows = if self.per == Per::Row { 1 } else { weight.rows() };
+        let (suffix, shape) = match self.per {
+            Per::Row => (".scales", with_cols(weight, 1)),
+            Per::Tensor => (".scale", vec![1]),
+        };
+        let codes = Content::Tiled { per_granule: rows * weight.cols() };
+        Ok(vec![
+            Part { suffix: ".weight", dtype: Dtype::I8, shape: weight.shape.clone(), content: codes },
+            Part { suffix, dtype: Dtype::F32, shape, content: Content::Tiled { per_granule: 4 } },
+        ])
+    }
+
+    fn banding(&self, weight: &Weight) -> Banding {
+        Banding { axis: Axis::Rows, granule: if self.per == Per::Row { 1 } else { weight.rows() } }
+    }
+
+    fn encode(&self, band: Rows<'_>, out: &mut [&mut [u8]]) {
+        let [codes, scales] = out else { panic!("symmetric int8 has two parts, not {}", out.len()) };
+        let run = if self.per == Per::Row { band.cols } else { band.elements() };
+        let elements = band.data.chunks_exact(run * band.float.size());
+        let mut values = vec![0.0; run];
+        for ((data, codes), scale) in elements.zip(codes.chunks_exact_mut(run)).zip(scales.chunks_exact_mut(4)) {
+            super::widen(band.float, data, &mut values);
+            scale.copy_from_slice(&quantize(&values, codes).to_le_bytes());
+        }
+    }
+
+    fn decode(&self, parts: &[&[u8]], _: Float, _: usize, out: &mut [f32]) {
+        let [codes, scales] = parts else { panic!("symmetric int8 has two parts, not {}", parts.len()) };
+        let scales = scales.as_chunks::<4>().0;
+        let run = out.len() / scales.len().max(1);
+        for ((out, codes), scale) in out.chunks_exact_mut(run.max(1)).zip(codes.chunks_exact(run.max(1))).zip(scales) {
+            dequantize(codes, f32::from_le_bytes(*scale), out);
+        }
+    }
+
+    /// A tensor's band is the whole of it, which [`Decoded`](crate::quant::operator::Decoded) would
+    /// decode for every row.
+    fn operator(&self, weight: &Weight, parts: &[Bytes]) -> Option<Arc<dyn Operator>> {
+        let [codes, scales] = parts else { return None };
+        let (rows, cols) = (weight.rows(), weight.cols());
+        let fits = codes.len() == rows * cols && scales.len() == if self.per == Per::Row { rows * 4 } else { 4 };
+        fits.then(|| {
+            let (codes, scales) = (codes.clone(), scales.clone());
+            Arc::new(Product { per: self.per, rows, cols, codes, scales }) as Arc<dyn Operator>
+        })
+    }
+}
+
+/// The codes of values that share a scale, which is the answer.
+fn quantize(values: &[f32], codes: &mut [u8]) -> f32 {
+    let largest = values.iter().fold(0f32, |m, w| if w.abs() > m { w.abs() } else { m });
+    let scale = largest / LARGEST;
+    for (code, w) in codes.iter_mut().zip(values) {
+        let exact = w / scale;
+        let bounded = if exact.is_nan() { 0.0 } else { exact.clamp(-LARGEST, LARGEST) };
+        #[expect(clippy::cast_possible_truncation, reason = "a whole number within -127..=127")]
+        let rounded = ((bounded + ROUNDER) - ROUNDER) as i8;
+        *code = rounded.cast_unsigned();
+    }
+    scale
+}
+
+fn dequantize(codes: &[u8], scale: f32, out: &mut [f32]) {
+    for (w, code) in out.iter_mut().zip(codes) {
+        *w = f32::from(code.cast_signed()) * scale;
+    }
+}
+
+/// A matrix of int8 codes, decoded by row.
+#[derive(Debug)]
+struct Product {
+    per: Per,
+    rows: usize,
+    cols: usize,
+    codes: Bytes,
+    scales: Bytes,
+}
+
+impl Product {
+    fn scale(&self, row: usize) -> f32 {
+        let at = if self.per == Per::Row { row } else { 0 };
+        self.scales.as_chunks::<4>().0.get(at).map_or(0.0, |b| f32::from_le_bytes(*b))
+    }
+}
+
+impl Operator for Product {
+    fn rows(&self) -> usize {
+        self.rows
+    }
+
+    fn cols(&self) -> usize {
+        self.cols
+    }
+
+    fn decode(&self, rows: Range<usize>, out: &mut [f32]) {
+        assert_eq!(out.len(), rows.len() * self.cols, "room for {} rows of {}", rows.len(), self.cols);
+        for (row, out) in rows.zip(out.chunks_exact_mut(self.cols)) {
+            dequantize(&self.codes[row * self.cols..(row + 1) * self.cols], self.scale(row), out);
+        }
+    }
+
+    fn multiply(&self, rows: Range<usize>, x: &[f32], _: Arithmetic, y: &mut [f32]) {
+        let count = rows.len();
+        assert_eq!(y.len(), x.len() / self.cols * count, "room for {count} outputs of each input");
+        let mut values = vec![0.0; self.cols];
+        for (at, row) in rows.enumerate() {
+            self.decode(row..row + 1, &mut values);
+            for (x, y) in x.chunks_exact(self.cols).zip(y.chunks_exact_mut(count)) {
+                y[at] = dot(&values, x);
+            }
+        }
+    }
+}
+
+/// A module of I8 codes and F32 scales.
+pub(super) fn recognize(module: &Module<'_>) -> Option<Result<Recognized, Unsupported>> {
+    let codes = module.typed(".weight", Dtype::I8)?;
+    let per = match (module.typed(".scales", Dtype::F32), module.typed(".scale", Dtype::F32)) {
+        (Some(_), None) => Per::Row,
+        (None, Some(_)) => Per::Tensor,
+        _ => return None,
+    };
+    let weight = Weight { stem: module.stem.to_owned(), float: Float::F32, shape: codes.shape.clone() };
+    Some(module.agree("int8").map(|()| Recognized { scheme: Arc::new(Sym { per }), weight }))
+}

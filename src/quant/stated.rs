@@ -1,0 +1,167 @@
+//! What a directory says of its quantization: `config.json` and `quantization.json`.
+//!
+//! A config's block names a default and single modules; a module's entry inherits nothing from the
+//! default, as in mlx_lm: where it names no mode it is affine, and where it names no size it has
+//! MLX's own defaults. A manifest's layers do inherit.
+//!
+//! Knows no tensor: whether what is said fits the tensors is [`recognize`](super::recognize)'s.
+
+use std::collections::HashMap;
+
+use serde_json::Value;
+
+/// What is said of one module; what is not said is `None`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stated {
+    /// `affine`, `mxfp4`, ...
+    pub mode: Option<String>,
+    /// Bits of a code.
+    pub bits: Option<u32>,
+    /// Elements of a group.
+    pub group_size: Option<usize>,
+    /// Elements of a row.
+    pub cols: Option<usize>,
+}
+
+/// One document: a default and what it says of modules.
+#[derive(Clone, Debug)]
+struct Document {
+    default: Option<Stated>,
+    modules: HashMap<String, Stated>,
+}
+
+/// What all documents of a directory say, the first one first.
+#[derive(Clone, Debug, Default)]
+pub struct Statements {
+    documents: Vec<Document>,
+}
+
+impl Statements {
+    /// Adds a `config.json`: its `quantization`, else its `quantization_config`, which Hugging Face
+    /// readers look at. A config without either says nothing.
+    pub fn add_config(&mut self, config: &Value) {
+        let block = |key: &str| config.get(key).and_then(Value::as_object);
+        let Some(block) = block("quantization").or_else(|| block("quantization_config")) else { return };
+        let modules = block.iter().filter(|(_, entry)| entry.is_object());
+        let modules = modules.map(|(stem, entry)| (stem.clone(), entry_of_config(entry))).collect();
+        let mut default = read(&Value::Object(block.clone()));
+        default.mode.get_or_insert_with(|| "affine".to_owned());
+        self.documents.push(Document { default: Some(default), modules });
+    }
+
+    /// Adds a `quantization.json` that lies at the root of the component `component` (`transformer`),
+    /// or in the directory itself where that is empty. A manifest of a root that lists no layer of
+    /// the component says nothing of it.
+    pub fn add_manifest(&mut self, manifest: &Value, component: &str) {
+        let default = read(manifest);
+        let prefix = component.replace('/', ".");
+        let listed = manifest.get("layers").and_then(Value::as_array).into_iter().flatten();
+        let mut modules = HashMap::new();
+        for layer in listed {
+            let Some(stem) = layer.get("name").and_then(Value::as_str).and_then(|name| below(name, &prefix)) else {
+                continue;
+            };
+            let own = read(layer);
+            let stated = Stated {
+                mode: own.mode.or_else(|| default.mode.clone()),
+                bits: own.bits.or(default.bits),
+                group_size: own.group_size.or(default.group_size),
+                cols: own.cols,
+            };
+            modules.entry(stem.to_owned()).or_insert(stated);
+        }
+        if component.is_empty() || !modules.is_empty() {
+            self.documents.push(Document { default: Some(default), modules });
+        }
+    }
+
+    /// What is said of a module: its entry in the first document, else that document's default.
+    /// What the first document leaves open, a later one may say in an entry.
+    #[must_use]
+    pub fn of(&self, stem: &str) -> Stated {
+        let mut documents = self.documents.iter();
+        let first = documents.next();
+        let said = |d: &Document| d.modules.get(stem).cloned().or_else(|| d.default.clone());
+        let mut stated = first.and_then(said).unwrap_or_default();
+        for entry in documents.filter_map(|d| d.modules.get(stem)) {
+            stated.mode = stated.mode.or_else(|| entry.mode.clone());
+            stated.bits = stated.bits.or(entry.bits);
+            stated.group_size = stated.group_size.or(entry.group_size);
+            stated.cols = stated.cols.or(entry.cols);
+        }
+        stated
+    }
+}
+
+/// The module of a layer's name within a component.
+fn below<'a>(name: &'a str, prefix: &str) -> Option<&'a str> {
+    if prefix.is_empty() { Some(name) } else { name.strip_prefix(prefix)?.strip_prefix('.') }
+}
+
+/// A module's entry of a config, with MLX's defaults for what it leaves open or null.
+fn entry_of_config(entry: &Value) -> Stated {
+    let mut stated = read(entry);
+    if stated.mode.get_or_insert_with(|| "affine".to_owned()) == "affine" {
+        stated.bits = stated.bits.or(Some(4));
+        stated.group_size = stated.group_size.or(Some(64));
+    }
+    stated
+}
+
+fn read(entry: &Value) -> Stated {
+    let number = |key: &str| entry.get(key).and_then(Value::as_u64);
+    let size = |key: &str| number(key).and_then(|n| usize::try_from(n).ok());
+    Stated {
+        mode: entry.get("mode").and_then(Value::as_str).map(str::to_owned),
+        bits: number("bits").and_then(|n| u32::try_from(n).ok()),
+        group_size: size("group_size"),
+        cols: size("in_dim"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn stated(mode: &str, bits: u32, group_size: usize) -> Stated {
+        Stated { mode: Some(mode.into()), bits: Some(bits), group_size: Some(group_size), cols: None }
+    }
+
+    #[test]
+    fn entries_of_a_config_inherit_nothing() {
+        let mut all = Statements::default();
+        let entries = json!({"group_size": 32, "bits": 4, "mode": "mxfp4", "a": {"bits": 8}, "b": {"group_size": null},
+            "c": {"mode": "nvfp4"}, "d": false});
+        all.add_config(&json!({ "quantization": entries }));
+        assert_eq!(all.of("x"), stated("mxfp4", 4, 32));
+        assert_eq!(all.of("a"), stated("affine", 8, 64));
+        assert_eq!(all.of("b"), stated("affine", 4, 64));
+        assert_eq!(all.of("c"), Stated { mode: Some("nvfp4".into()), ..Stated::default() });
+        assert_eq!(all.of("d"), all.of("x"));
+    }
+
+    #[test]
+    fn a_config_without_a_mode_is_affine_and_one_without_a_block_is_silent() {
+        let mut all = Statements::default();
+        all.add_config(&json!({"group_size": 7, "hidden_size": 8}));
+        assert_eq!(all.of("x"), Stated::default());
+        all.add_config(&json!({"quantization_config": {"group_size": 64, "bits": 4}}));
+        assert_eq!(all.of("x"), stated("affine", 4, 64));
+    }
+
+    #[test]
+    fn layers_of_a_manifest_inherit_and_belong_to_a_component() {
+        let manifest = json!({"bits": 8, "group_size": 32, "mode": "affine", "layers": [
+            {"name": "transformer.a", "bits": 4, "in_dim": 96}, {"name": "vae.a", "group_size": 64}, {"name": "a"}]});
+        let mut all = Statements::default();
+        all.add_manifest(&manifest, "transformer");
+        assert_eq!(all.of("a"), Stated { cols: Some(96), ..stated("affine", 4, 32) });
+        let mut other = Statements::default();
+        other.add_manifest(&manifest, "text_encoder");
+        assert_eq!(other.of("a"), Stated::default(), "the manifest of some other directory");
+        other.add_manifest(&manifest, "");
+        assert_eq!(other.of("vae.a"), stated("affine", 8, 64));
+    }
+}

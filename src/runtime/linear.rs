@@ -1,0 +1,239 @@
+//! Linear layers over a matrix that computes where it lies.
+//!
+//! `y = x W^T + b`. Results do not depend on the thread count. Lengths are checked, and an error names
+//! the layer; the arithmetic never fails.
+
+use std::sync::Arc;
+
+use half::bf16;
+use rayon::prelude::*;
+
+use crate::{
+    quant::{
+        Facts, Recognized, Weight,
+        format::cast::Cast,
+        operator::{Arithmetic, Bytes, Decoded, Operator},
+    },
+    runtime::{Error, Tensor, share},
+    tensor::Float,
+};
+
+/// Rows that the gradient decodes at a time, and columns that a thread adds up.
+const BAND: usize = 64;
+const SPAN: usize = 512;
+
+/// A module's weight: an operator, and how it is stored.
+#[derive(Clone, Debug)]
+pub(super) struct Matrix {
+    /// The module.
+    pub(super) stem: String,
+    /// What multiplies.
+    pub(super) operator: Arc<dyn Operator>,
+    /// Bits, group and mode; `None` for full precision.
+    pub(super) facts: Option<Facts>,
+    /// Bytes of its parts.
+    pub(super) size: usize,
+}
+
+impl Matrix {
+    /// A quantized weight over its parts, in the scheme's order.
+    pub(super) fn quantized(stem: &str, Recognized { scheme, weight }: Recognized, parts: Vec<Bytes>) -> Self {
+        let facts = Some(scheme.facts());
+        let size = parts.iter().map(|part| part.len()).sum();
+        let operator: Arc<dyn Operator> = match scheme.operator(&weight, &parts) {
+            Some(operator) => operator,
+            None => Arc::new(Decoded::new(scheme, weight, parts)),
+        };
+        Self { stem: stem.to_owned(), operator, facts, size }
+    }
+
+    /// A weight in full precision, decoded by row.
+    pub(super) fn dense(stem: &str, tensor: &Tensor, float: Float) -> Result<Self, Error> {
+        let shape = tensor.info.shape.clone();
+        if shape.len() < 2 {
+            return Err(tensor.wrong(format!("it has shape {shape:?}, and is no matrix")));
+        }
+        let weight = Weight { stem: stem.to_owned(), float, shape };
+        let operator = Decoded::new(Arc::new(Cast), weight, vec![tensor.bytes.clone()]);
+        Ok(Self { stem: stem.to_owned(), operator: Arc::new(operator), facts: None, size: tensor.bytes.len() })
+    }
+
+    fn wrong(&self, why: String) -> Error {
+        Error::Lengths { layer: self.stem.clone(), why }
+    }
+}
+
+/// A linear layer, quantized or not; cloning shares the weight.
+#[derive(Clone, Debug)]
+pub struct QuantizedLinear {
+    matrix: Matrix,
+    bias: Option<Arc<[f32]>>,
+    arithmetic: Arithmetic,
+}
+
+impl QuantizedLinear {
+    pub(super) fn new(matrix: Matrix, bias: Option<Vec<f32>>) -> Self {
+        Self { matrix, bias: bias.map(Into::into), arithmetic: Arithmetic::default() }
+    }
+
+    /// The same layer with another arithmetic of its calls.
+    #[must_use]
+    pub fn with_arithmetic(self, arithmetic: Arithmetic) -> Self {
+        Self { arithmetic, ..self }
+    }
+
+    /// How its calls compute.
+    #[must_use]
+    pub fn arithmetic(&self) -> Arithmetic {
+        self.arithmetic
+    }
+
+    /// The module's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.matrix.stem
+    }
+
+    /// Outputs.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.matrix.operator.rows()
+    }
+
+    /// Inputs.
+    #[must_use]
+    pub fn cols(&self) -> usize {
+        self.matrix.operator.cols()
+    }
+
+    /// Whether the weight is stored in codes.
+    #[must_use]
+    pub fn is_quantized(&self) -> bool {
+        self.matrix.facts.is_some()
+    }
+
+    /// Bits, group and mode; `None` for full precision.
+    #[must_use]
+    pub fn facts(&self) -> Option<&Facts> {
+        self.matrix.facts.as_ref()
+    }
+
+    /// Bytes of the weight as it is stored, all parts together.
+    #[must_use]
+    pub fn byte_len(&self) -> usize {
+        self.matrix.size
+    }
+
+    /// The bias, where there is one.
+    #[must_use]
+    pub fn bias(&self) -> Option<&[f32]> {
+        self.bias.as_deref()
+    }
+
+    /// One input of [`cols`](Self::cols) to [`rows`](Self::rows) outputs.
+    ///
+    /// # Errors
+    /// Slices of other lengths.
+    pub fn forward(&self, x: &[f32], y: &mut [f32]) -> Result<(), Error> {
+        self.check(1, x.len(), y.len())?;
+        self.compute(self.arithmetic, x, y);
+        Ok(())
+    }
+
+    /// Any number of inputs, `x` `[inputs, cols]` and `y` `[inputs, rows]`, row-major.
+    ///
+    /// # Errors
+    /// Slices that are not as many whole inputs and outputs.
+    pub fn forward_batch(&self, x: &[f32], y: &mut [f32]) -> Result<(), Error> {
+        self.forward_with(self.arithmetic, x, y)
+    }
+
+    /// As [`forward_batch`](Self::forward_batch), with the arithmetic of this call.
+    ///
+    /// # Errors
+    /// As [`forward_batch`](Self::forward_batch).
+    pub fn forward_with(&self, arithmetic: Arithmetic, x: &[f32], y: &mut [f32]) -> Result<(), Error> {
+        self.check(self.inputs(x.len()), x.len(), y.len())?;
+        self.compute(arithmetic, x, y);
+        Ok(())
+    }
+
+    /// As [`forward_batch`](Self::forward_batch), with bf16 inputs and outputs; computes in f32 and
+    /// rounds once, half to even.
+    ///
+    /// # Errors
+    /// As [`forward_batch`](Self::forward_batch).
+    pub fn forward_bf16(&self, x: &[bf16], y: &mut [bf16]) -> Result<(), Error> {
+        self.check(self.inputs(x.len()), x.len(), y.len())?;
+        let wide: Vec<f32> = x.iter().map(|x| x.to_f32()).collect();
+        let mut out = vec![0.0; y.len()];
+        self.compute(self.arithmetic, &wide, &mut out);
+        y.iter_mut().zip(&out).for_each(|(y, x)| *y = bf16::from_f32(*x));
+        Ok(())
+    }
+
+    /// The weight's values, `[rows, cols]`, as the format's reference decoder gives them.
+    #[must_use]
+    pub fn dequantize(&self) -> Vec<f32> {
+        let mut values = vec![0.0; self.rows() * self.cols()];
+        share::decode(&*self.matrix.operator, 0..self.rows(), &mut values);
+        values
+    }
+
+    /// The gradient with respect to the input: `grad_x = grad_y W`, for any number of inputs, in f32
+    /// over the decoded weight, added up in the order of the rows.
+    ///
+    /// # Errors
+    /// Slices that are not as many whole outputs and inputs.
+    pub fn backward_input(&self, grad_y: &[f32], grad_x: &mut [f32]) -> Result<(), Error> {
+        let (rows, cols) = (self.rows(), self.cols());
+        self.check(self.inputs(grad_x.len()), grad_x.len(), grad_y.len())?;
+        grad_x.fill(0.0);
+        if cols == 0 {
+            return Ok(());
+        }
+        let mut band = vec![0.0; BAND * cols];
+        for start in (0..rows).step_by(BAND) {
+            let count = BAND.min(rows - start);
+            let values = &mut band[..count * cols];
+            share::decode(&*self.matrix.operator, start..start + count, values);
+            let gradients = grad_x.par_chunks_mut(cols).zip(grad_y.par_chunks(rows));
+            gradients.for_each(|(gx, gy)| add_rows(&gy[start..start + count], values, gx));
+        }
+        Ok(())
+    }
+
+    fn inputs(&self, x: usize) -> usize {
+        x / self.cols().max(1)
+    }
+
+    fn check(&self, inputs: usize, x: usize, y: usize) -> Result<(), Error> {
+        let (rows, cols) = (self.rows(), self.cols());
+        if inputs.checked_mul(cols) == Some(x) && inputs.checked_mul(rows) == Some(y) {
+            return Ok(());
+        }
+        Err(self
+            .matrix
+            .wrong(format!("{x} inputs and {y} outputs were given; it takes {cols} to {rows}, or as many times both")))
+    }
+
+    fn compute(&self, arithmetic: Arithmetic, x: &[f32], y: &mut [f32]) {
+        share::multiply(&*self.matrix.operator, x, arithmetic, y);
+        if let Some(bias) = &self.bias {
+            for y in y.chunks_exact_mut(bias.len()) {
+                y.iter_mut().zip(&**bias).for_each(|(y, b)| *y += b);
+            }
+        }
+    }
+}
+
+/// Adds each row times its factor; the columns are shared out, the rows are not.
+fn add_rows(factors: &[f32], rows: &[f32], out: &mut [f32]) {
+    let cols = out.len();
+    out.par_chunks_mut(SPAN).enumerate().for_each(|(i, out)| {
+        for (factor, row) in factors.iter().zip(rows.chunks_exact(cols)) {
+            let row = &row[i * SPAN..i * SPAN + out.len()];
+            out.iter_mut().zip(row).for_each(|(out, w)| *out += factor * w);
+        }
+    });
+}

@@ -1,0 +1,66 @@
+//! Rows shared out to threads.
+//!
+//! A matrix is cut into the same chunks whatever the thread count, so that the same calls are made of
+//! its operator, and results have the same bits. A matrix of one chunk stays on the calling thread.
+//! Inputs are prepared once for all chunks.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use crate::quant::operator::{Arithmetic, Inputs, Operator};
+
+/// Elements of a chunk: some ten microseconds of work, so that handing it out costs a few percent.
+const CHUNK: usize = 1 << 18;
+
+/// Chunks are multiples of so many rows, which kernels like to take together.
+const STRIDE: usize = 16;
+
+/// Rows of a chunk of a matrix with rows of `cols`.
+pub(super) fn chunk_rows(cols: usize) -> usize {
+    (CHUNK / cols.max(1)).next_multiple_of(STRIDE).max(STRIDE)
+}
+
+/// `y = x W^T` for `x.len() / cols` inputs; `y` is `[inputs, rows]`.
+pub(super) fn multiply(operator: &dyn Operator, x: &[f32], arithmetic: Arithmetic, y: &mut [f32]) {
+    let (rows, chunk) = (operator.rows(), chunk_rows(operator.cols()));
+    if rows == 0 || x.is_empty() {
+        y.fill(0.0);
+    } else if rows <= chunk {
+        operator.multiply(0..rows, x, arithmetic, y);
+    } else if x.len() == operator.cols() {
+        let inputs = operator.prepare(x, arithmetic);
+        y.par_chunks_mut(chunk).enumerate().for_each(|(i, y)| {
+            operator.multiply_prepared(i * chunk..i * chunk + y.len(), &inputs, y);
+        });
+    } else {
+        batch(operator, &operator.prepare(x, arithmetic), y, chunk);
+    }
+}
+
+/// Many inputs: a chunk's outputs are computed together and copied to each input's row.
+fn batch(operator: &dyn Operator, inputs: &Inputs<'_>, y: &mut [f32], chunk: usize) {
+    let rows = operator.rows();
+    let mut columns: Vec<Vec<&mut [f32]>> = (0..rows.div_ceil(chunk)).map(|_| vec![]).collect();
+    for outputs in y.chunks_exact_mut(rows) {
+        columns.iter_mut().zip(outputs.chunks_mut(chunk)).for_each(|(column, piece)| column.push(piece));
+    }
+    columns.into_par_iter().enumerate().for_each(|(i, mut column)| {
+        let band = i * chunk..rows.min((i + 1) * chunk);
+        let mut made = vec![0.0; column.len() * band.len()];
+        operator.multiply_prepared(band.clone(), inputs, &mut made);
+        column.iter_mut().zip(made.chunks_exact(band.len())).for_each(|(y, made)| y.copy_from_slice(made));
+    });
+}
+
+/// The values of a range of rows.
+pub(super) fn decode(operator: &dyn Operator, rows: Range<usize>, out: &mut [f32]) {
+    let (cols, chunk) = (operator.cols(), chunk_rows(operator.cols()));
+    if rows.len() <= chunk {
+        return operator.decode(rows, out);
+    }
+    out.par_chunks_mut(chunk * cols.max(1)).enumerate().for_each(|(i, out)| {
+        let start = rows.start + i * chunk;
+        operator.decode(start..rows.end.min(start + chunk), out);
+    });
+}

@@ -1,0 +1,221 @@
+//! A directory of weights, opened: tensors by name, layers by module.
+//!
+//! Opening reads headers and JSON files and no weight; a layer shares the mapping and copies nothing
+//! but its bias. Who wrote the directory does not matter: how a module is stored is read from its
+//! tensors, from `config.json` and from `quantization.json`.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    container::json,
+    quant::{Module, Recognized, Unsupported, operator::Bytes, recognize::recognize, stated::Statements},
+    runtime::{
+        Embedding, Error, QuantizedLinear, Tensor,
+        dynamic::Replacement,
+        linear::Matrix,
+        shards::{self, Loading},
+    },
+    tensor::Float,
+};
+
+/// The tensors of a directory, and what is said of them. Layers that were made of it outlive it.
+#[derive(Debug)]
+pub struct Weights {
+    path: PathBuf,
+    tensors: BTreeMap<String, Tensor>,
+    statements: Statements,
+    replaced: BTreeMap<String, Replacement>,
+}
+
+impl Weights {
+    /// Opens a directory (or a single `.safetensors` file) and maps its files.
+    ///
+    /// An I/O error under a mapping ends the process with SIGBUS: a failing disk, a mount that goes
+    /// away, a file that somebody shortens. [`Weights::read`] is for those who prefer an error.
+    ///
+    /// # Errors
+    /// A directory without weights, a file that is missing, truncated or malformed, a tensor that an
+    /// index promises and its file has not.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
+        Self::load(path.as_ref(), Loading::Map)
+    }
+
+    /// As [`open`](Self::open), but reads all files into memory.
+    ///
+    /// # Errors
+    /// Those of [`open`](Self::open), and those of reading.
+    pub fn read(path: impl AsRef<Path>) -> Result<Self, Error> {
+        Self::load(path.as_ref(), Loading::Read)
+    }
+
+    fn load(path: &Path, loading: Loading) -> Result<Self, Error> {
+        let tensors = shards::open(path, loading)?;
+        let directory = if path.is_file() { path.parent().unwrap_or(path) } else { path };
+        Ok(Self { path: path.to_owned(), tensors, statements: statements(directory)?, replaced: BTreeMap::new() })
+    }
+
+    /// What was opened.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// All names, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// A tensor by its name; of a quantized weight, one of its parts.
+    ///
+    /// # Errors
+    /// A name that no file has.
+    pub fn tensor(&self, name: &str) -> Result<&Tensor, Error> {
+        self.tensors.get(name).ok_or_else(|| self.missing(name))
+    }
+
+    /// The layer of a module: its weight, however it is stored, and its bias where it has one.
+    ///
+    /// # Errors
+    /// A module without a weight, a weight that no format reads, a bias of another length.
+    pub fn linear(&self, stem: &str) -> Result<QuantizedLinear, Error> {
+        let matrix = self.matrix(stem)?;
+        let bias = self.tensors.get(&format!("{stem}.bias")).map(|bias| self.bias(bias, &matrix)).transpose()?;
+        Ok(QuantizedLinear::new(matrix, bias))
+    }
+
+    /// The embedding of a module: a table whose rows are looked up.
+    ///
+    /// # Errors
+    /// As [`linear`](Self::linear).
+    pub fn embedding(&self, stem: &str) -> Result<Embedding, Error> {
+        self.matrix(stem).map(Embedding::new)
+    }
+
+    /// The shape of a module's weight, `[out, in]` or `[experts, out, in]`, however it is stored.
+    /// `None` where there is none, or none that can be read.
+    #[must_use]
+    pub fn weight_shape(&self, stem: &str) -> Option<Vec<usize>> {
+        match recognize(&self.module(stem)) {
+            Some(found) => found.ok().map(|found| found.weight.shape),
+            None => self.shape_of(&format!("{stem}.weight")),
+        }
+    }
+
+    /// The shape of a tensor.
+    pub(super) fn shape_of(&self, name: &str) -> Option<Vec<usize>> {
+        self.tensors.get(name).map(|t| t.info.shape.clone())
+    }
+
+    /// The names of the parts of a module's quantized weight.
+    pub(super) fn weight_parts(&self, stem: &str) -> Vec<String> {
+        let found = recognize(&self.module(stem)).and_then(Result::ok);
+        let parts = found.and_then(|found| found.scheme.parts(&found.weight).ok());
+        parts.into_iter().flatten().map(|part| format!("{stem}{}", part.suffix)).collect()
+    }
+
+    /// The weight of a module as something that multiplies.
+    fn matrix(&self, stem: &str) -> Result<Matrix, Error> {
+        if let Some(Replacement { found, parts }) = self.replaced.get(stem) {
+            return Ok(Matrix::quantized(stem, found.clone(), parts.clone()));
+        }
+        match recognize(&self.module(stem)) {
+            Some(found) => {
+                let weight = self.tensor(&format!("{stem}.weight"))?;
+                let found = found.map_err(|Unsupported(why)| weight.wrong(why))?;
+                self.quantized(stem, found)
+            }
+            None => self.dense(stem),
+        }
+    }
+
+    fn quantized(&self, stem: &str, found: Recognized) -> Result<Matrix, Error> {
+        let Recognized { scheme, weight } = found;
+        let unreadable = |Unsupported(why)| Error::refused(&self.path, format!("{stem}: {why}"));
+        let parts = scheme.parts(&weight).map_err(unreadable)?;
+        let bytes = parts.iter().map(|part| Ok(self.tensor(&format!("{stem}{}", part.suffix))?.bytes.clone()));
+        let bytes: Vec<Bytes> = bytes.collect::<Result<_, Error>>()?;
+        Ok(Matrix::quantized(stem, Recognized { scheme, weight }, bytes))
+    }
+
+    /// Floating tensors that are weights by their name, of modules that no format stores.
+    pub(super) fn dense_weights(&self) -> impl Iterator<Item = (&str, &Tensor, Float)> {
+        self.tensors.iter().filter_map(|(name, tensor)| {
+            let (stem, float) = (name.strip_suffix(".weight")?, Float::of(tensor.info.dtype)?);
+            recognize(&self.module(stem)).is_none().then_some((stem, tensor, float))
+        })
+    }
+
+    pub(super) fn replace(&mut self, layers: BTreeMap<String, Replacement>) {
+        self.replaced.extend(layers);
+    }
+
+    fn dense(&self, stem: &str) -> Result<Matrix, Error> {
+        let weight = self.tensor(&format!("{stem}.weight"))?;
+        let dtype = weight.info.dtype;
+        let Some(float) = Float::of(dtype) else {
+            return Err(weight.wrong(format!(
+                "it is {dtype}, and no format that is known stores weights like this beside {}",
+                self.suffixes(stem)
+            )));
+        };
+        Matrix::dense(stem, weight, float)
+    }
+
+    fn bias(&self, bias: &Tensor, matrix: &Matrix) -> Result<Vec<f32>, Error> {
+        let values = bias.to_f32()?;
+        if values.len() != matrix.operator.rows() {
+            let rows = matrix.operator.rows();
+            return Err(bias.wrong(format!("it has {} elements, but its weight has {rows} rows", values.len())));
+        }
+        Ok(values)
+    }
+
+    /// The tensors of a module, and what is said of it.
+    fn module<'a>(&'a self, stem: &'a str) -> Module<'a> {
+        Module::of(stem, &self.tensors, |tensor| &tensor.info, self.statements.of(stem))
+    }
+
+    fn suffixes(&self, stem: &str) -> String {
+        let module = self.module(stem);
+        let others: Vec<&str> = module.tensors.iter().map(|(suffix, _)| *suffix).filter(|s| *s != ".weight").collect();
+        if others.is_empty() { "no other tensor".to_owned() } else { others.join(", ") }
+    }
+
+    fn missing(&self, name: &str) -> Error {
+        let hint = self.tensors.keys().find(|held| held.ends_with(&format!(".{name}")));
+        let hint = hint.map_or(String::new(), |held| format!(", but {held} is"));
+        Error::Missing { tensor: name.to_owned(), path: self.path.display().to_string(), hint }
+    }
+}
+
+/// What the JSON files of a directory say: its config, its manifest, and the manifest above it where
+/// it is a component of a larger snapshot.
+fn statements(directory: &Path) -> Result<Statements, Error> {
+    let mut all = Statements::default();
+    if let Some(config) = parsed(&directory.join("config.json"))? {
+        all.add_config(&config);
+    }
+    if let Some(manifest) = parsed(&directory.join("quantization.json"))? {
+        all.add_manifest(&manifest, "");
+    }
+    let above = directory.canonicalize().ok();
+    let component = above.as_ref().and_then(|d| Some((d.parent()?, d.file_name()?.to_str()?)));
+    if let Some((root, component)) = component
+        && let Some(manifest) = parsed(&root.join("quantization.json"))?
+    {
+        all.add_manifest(&manifest, component);
+    }
+    Ok(all)
+}
+
+/// A JSON file, where it is there.
+fn parsed(path: &Path) -> Result<Option<serde_json::Value>, Error> {
+    match shards::read_capped(path, json::MAX_JSON) {
+        Ok(bytes) => json::parse(&bytes).map(Some).map_err(|e| Error::malformed(path, e)),
+        Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(other) => Err(other),
+    }
+}

@@ -1,0 +1,61 @@
+//! Directories of weights for tests of the runtime.
+
+use std::{fs, path::Path, sync::Arc};
+
+use quantfs::{
+    container::safetensors,
+    quant::{Axis, FORMATS, Scheme, Weight},
+    tensor::{Dtype, Float, Rows, TensorInfo},
+};
+
+/// A tensor to be written.
+pub(crate) type Written = (String, Dtype, Vec<usize>, Vec<u8>);
+
+pub(crate) fn tensor(name: &str, dtype: Dtype, shape: &[usize], bytes: Vec<u8>) -> Written {
+    (name.to_owned(), dtype, shape.to_vec(), bytes)
+}
+
+pub(crate) fn f32s(name: &str, shape: &[usize], values: &[f32]) -> Written {
+    tensor(name, Dtype::F32, shape, values.iter().flat_map(|v| v.to_le_bytes()).collect())
+}
+
+/// Writes a file, its data at a multiple of `align` bytes.
+pub(crate) fn write(path: &Path, tensors: &[Written], align: usize) {
+    let infos: Vec<TensorInfo> = tensors
+        .iter()
+        .map(|(name, dtype, shape, _)| TensorInfo { name: name.clone(), dtype: *dtype, shape: shape.clone() })
+        .collect();
+    let mut bytes = safetensors::render(&infos, None, align).unwrap().preamble;
+    tensors.iter().for_each(|(_, _, _, data)| bytes.extend(data));
+    fs::write(path, bytes).unwrap();
+}
+
+/// Values between -1 and 1, the same for the same seed.
+pub(crate) fn values(seed: u64, count: usize) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    };
+    (0..count).map(|_| next()).collect()
+}
+
+/// The parts of a weight of some values, as a scheme makes them.
+pub(crate) fn quantized(scheme: &dyn Scheme, stem: &str, shape: &[usize], values: &[f32]) -> Vec<Written> {
+    let weight = Weight { stem: stem.to_owned(), float: Float::F32, shape: shape.to_vec() };
+    let parts = scheme.parts(&weight).unwrap();
+    let mut made: Vec<Vec<u8>> = parts.iter().map(|p| vec![0; p.len()]).collect();
+    let mut out: Vec<&mut [u8]> = made.iter_mut().map(Vec::as_mut_slice).collect();
+    let data: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+    let flat = scheme.banding(&weight).axis == Axis::Flat;
+    let (rows, cols) = if flat { (1, weight.elements()) } else { (weight.rows(), weight.cols()) };
+    scheme.encode(Rows { data: &data, float: Float::F32, rows, cols }, &mut out);
+    parts.iter().zip(made).map(|(p, bytes)| tensor(&format!("{stem}{}", p.suffix), p.dtype, &p.shape, bytes)).collect()
+}
+
+/// A scheme of the table, `mlx`, `4bit`, its first options.
+pub(crate) fn scheme(format: &str, name: &str) -> Arc<dyn Scheme> {
+    let format = FORMATS.iter().find(|f| f.name() == format).unwrap();
+    let options: Vec<&str> = format.options(name).iter().map(|list| list[0]).collect();
+    format.bind(name, &options).unwrap().unwrap()
+}

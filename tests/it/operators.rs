@@ -1,0 +1,336 @@
+//! Products with quantized matrices: against f64 arithmetic on the decoded weights within the stated
+//! bounds, every table against the scalar one, and what must not change a bit.
+
+use std::{ops::Range, sync::Arc};
+
+use quantfs::{
+    kernel::{Coded, Kernels, Product, available},
+    quant::{
+        Scheme, Weight,
+        operator::{Arithmetic, Bytes, Decoded, Operator},
+    },
+    tensor::Float,
+};
+
+use super::formats::{elements, encode, schemes, weight};
+
+/// splitmix64: the same stream in every run.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn index(&mut self, n: usize) -> usize {
+        usize::try_from(self.next() % n as u64).unwrap()
+    }
+
+    fn bytes(&mut self, count: usize) -> Vec<u8> {
+        (0..count).map(|_| (self.next() >> 56) as u8).collect()
+    }
+
+    /// In -1..1, every group of another size.
+    fn activations(&mut self, count: usize) -> Vec<f32> {
+        let mut size = 1.0;
+        (0..count)
+            .map(|i| {
+                if i % 16 == 0 {
+                    size = 2f32.powi(i32::try_from(self.index(12)).unwrap() - 6);
+                }
+                ((self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0) * size
+            })
+            .collect()
+    }
+}
+
+const INPUTS: [usize; 6] = [1, 2, 3, 7, 8, 33];
+const BOTH: [Arithmetic; 2] = [Arithmetic::Exact, Arithmetic::Int8];
+
+/// An encoded matrix: what an operator is made of, and what a test needs to know of it.
+struct Matrix {
+    scheme: Arc<dyn Scheme>,
+    weight: Weight,
+    parts: Vec<Vec<u8>>,
+    values: Vec<f32>,
+}
+
+impl Matrix {
+    fn new(scheme: &Arc<dyn Scheme>, float: Float, rows: usize, cols: usize) -> Self {
+        let weight = weight(float, &[rows, cols]);
+        let layout = scheme.parts(&weight).unwrap();
+        let (_, data) = elements(float, weight.elements());
+        let extent = scheme.banding(&weight).extent(&weight);
+        let parts = encode(&**scheme, &weight, &layout, &data, 0..extent);
+        let mut values = vec![0.0; weight.elements()];
+        scheme.decode(&parts.iter().map(Vec::as_slice).collect::<Vec<_>>(), float, rows, &mut values);
+        Self { scheme: Arc::clone(scheme), weight, parts, values }
+    }
+
+    /// The operator over parts that lie at an odd address.
+    fn operator(&self) -> Arc<dyn Operator> {
+        let odd = |part: &Vec<u8>| {
+            let bytes = Bytes::from([&[0xa5; 3], part.as_slice()].concat());
+            bytes.slice(3..3 + part.len()).unwrap()
+        };
+        let parts: Vec<Bytes> = self.parts.iter().map(odd).collect();
+        let own = self.scheme.operator(&self.weight, &parts);
+        own.unwrap_or_else(|| Arc::new(Decoded::new(Arc::clone(&self.scheme), self.weight.clone(), parts)))
+    }
+
+    /// The magnitude of the bias of each group, zeros for codes that have none.
+    fn biases(&self) -> Vec<f64> {
+        let groups = self.weight.elements() / self.scheme.facts().group_size.max(1);
+        let Some(biases) = self.parts.get(2) else { return vec![0.0; groups] };
+        let size = biases.len() / groups;
+        let layout = self.scheme.parts(&self.weight).unwrap();
+        let value = |b: &[u8]| match Float::of(layout[2].dtype).unwrap() {
+            Float::Bf16 => half::bf16::from_le_bytes([b[0], b[1]]).to_f64(),
+            Float::F16 => half::f16::from_le_bytes([b[0], b[1]]).to_f64(),
+            Float::F32 => f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]])),
+        };
+        biases.chunks_exact(size).map(|b| value(b).abs()).collect()
+    }
+
+    /// The exact product of a row and an input, and how far each arithmetic may be from it.
+    fn product(&self, row: usize, x: &[f32]) -> (f64, [f64; 2]) {
+        let (cols, facts) = (self.weight.cols(), self.scheme.facts());
+        let (group, biases) = (facts.group_size.clamp(1, cols), self.biases());
+        let stored = self.scheme.parts(&self.weight).unwrap().get(2).and_then(|p| Float::of(p.dtype));
+        let unit = match stored {
+            Some(Float::Bf16) => 2f64.powi(-8),
+            Some(Float::F16) => 2f64.powi(-11),
+            Some(Float::F32) => 2f64.powi(-24),
+            None => 0.0,
+        };
+        let (mut sum, mut magnitude, mut int8) = (0.0, 0.0, 0.0);
+        let f32s = (2.0 * (cols / group) as f64 + 4.0) * 2f64.powi(-24) * 128.0;
+        for (g, x) in x.chunks(group).enumerate() {
+            let scale = x.iter().fold(0.0, |m: f64, x| m.max(f64::from(*x).abs())) / 127.0;
+            let bias = biases.get(row * (cols / group) + g).copied().unwrap_or_default();
+            for (i, x) in x.iter().enumerate() {
+                let (w, x) = (f64::from(self.values[row * cols + g * group + i]), f64::from(*x));
+                sum += w * x;
+                magnitude += (w * x).abs();
+                let code = (w.abs() + bias) * (1.0 + 2.0 * unit);
+                int8 += 0.5001 * scale * w.abs() + f32s * scale * (code + bias);
+                int8 += unit * (x.abs() + scale) * (2.0 * code + bias);
+            }
+        }
+        let exact = (cols as f64 / 8.0 + 8.0) * 2f64.powi(-24) * magnitude;
+        (sum, [exact, int8.max(exact)])
+    }
+
+    fn name(&self) -> String {
+        format!("{} of {:?} {:?}", self.scheme.id(), self.weight.float, self.weight.shape)
+    }
+}
+
+fn multiply(operator: &dyn Operator, rows: Range<usize>, x: &[f32], arithmetic: Arithmetic) -> Vec<f32> {
+    let mut y = vec![f32::NAN; rows.len() * (x.len() / operator.cols())];
+    operator.multiply(rows, x, arithmetic, &mut y);
+    y
+}
+
+/// Matrices of odd sizes of every scheme.
+fn matrices(random: &mut Random, of_each: usize) -> impl Iterator<Item = Matrix> {
+    schemes().into_iter().flat_map(move |(_, scheme)| {
+        let unit = scheme.facts().group_size.clamp(16, 128);
+        let mut sizes = vec![];
+        for at in 0..of_each {
+            let groups = 1 + random.index(5);
+            sizes.push((Float::ALL[at % 3], 1 + random.index(70), unit * groups));
+        }
+        // More columns than are unpacked at a time.
+        sizes.push((Float::Bf16, 3 + random.index(40), 512 + unit * (1 + random.index(5))));
+        sizes.into_iter().map(move |(float, rows, cols)| Matrix::new(&scheme, float, rows, cols)).collect::<Vec<_>>()
+    })
+}
+
+#[test]
+fn products_are_within_the_stated_bounds() {
+    let mut random = Random(11);
+    let mut loosest = [0f64; 2];
+    for (n, matrix) in matrices(&mut Random(1), 2).enumerate() {
+        let (operator, cols) = (matrix.operator(), matrix.weight.cols());
+        let mut decoded = vec![0.0; matrix.values.len()];
+        operator.decode(0..operator.rows(), &mut decoded);
+        assert_eq!(decoded, matrix.values, "{}", matrix.name());
+        let inputs = INPUTS[n % INPUTS.len()];
+        let x = random.activations(inputs * cols);
+        let results = BOTH.map(|arithmetic| multiply(&*operator, 0..operator.rows(), &x, arithmetic));
+        for (b, x) in x.chunks_exact(cols).enumerate() {
+            for row in 0..operator.rows() {
+                let (expected, bounds) = matrix.product(row, x);
+                for (at, (ours, bound)) in results.iter().zip(bounds).enumerate() {
+                    let error = (f64::from(ours[b * operator.rows() + row]) - expected).abs();
+                    let what = format!("{}: input {b} row {row}", matrix.name());
+                    assert!(error <= bound, "{what}: {:?} is off by {error:e}, bound {bound:e}", BOTH[at]);
+                    loosest[at] = loosest[at].max(error / bound);
+                }
+            }
+        }
+    }
+    assert!(
+        loosest.iter().all(|&share| share > 0.05),
+        "the bounds say nothing: at most {loosest:?} of them is reached"
+    );
+}
+
+#[test]
+fn ranges_inputs_and_preparation_change_no_bit() {
+    let mut random = Random(12);
+    for matrix in matrices(&mut Random(2), 1) {
+        let (operator, cols) = (matrix.operator(), matrix.weight.cols());
+        let rows = operator.rows();
+        let x = random.activations(11 * cols);
+        for arithmetic in BOTH {
+            let whole = multiply(&*operator, 0..rows, &x, arithmetic);
+            let (a, b) = (random.index(rows), random.index(rows));
+            let some = a.min(b)..a.max(b) + 1;
+            let part = multiply(&*operator, some.clone(), &x, arithmetic);
+            let mut prepared = vec![f32::NAN; part.len()];
+            operator.multiply_prepared(some.clone(), &operator.prepare(&x, arithmetic), &mut prepared);
+            for (b, x) in x.chunks_exact(cols).enumerate() {
+                let alone = multiply(&*operator, 0..rows, x, arithmetic);
+                assert_eq!(whole[b * rows..][..rows], alone, "input {b} alone: {}", matrix.name());
+                let ours = b * some.len()..(b + 1) * some.len();
+                assert_eq!(part[ours.clone()], alone[some.clone()], "rows {some:?}: {}", matrix.name());
+                assert_eq!(prepared[ours], alone[some.clone()], "prepared: {}", matrix.name());
+            }
+        }
+    }
+}
+
+/// Inputs that were prepared for a matrix of other groups are quantized again, not misread.
+#[test]
+fn inputs_prepared_for_another_matrix_still_multiply() {
+    let all: Vec<Matrix> = schemes().iter().map(|(_, scheme)| Matrix::new(scheme, Float::Bf16, 5, 256)).collect();
+    let x = Random(13).activations(3 * 256);
+    for (matrix, other) in all.iter().zip(all.iter().cycle().skip(7)) {
+        let (ours, theirs) = (matrix.operator(), other.operator());
+        let expected = multiply(&*ours, 0..5, &x, Arithmetic::Int8);
+        let mut y = vec![f32::NAN; 15];
+        ours.multiply_prepared(0..5, &theirs.prepare(&x, Arithmetic::Int8), &mut y);
+        assert_eq!(y, expected, "{} with inputs for {}", matrix.name(), other.name());
+    }
+}
+
+#[test]
+fn special_activations_do_not_panic_nor_pass_for_numbers() {
+    for matrix in matrices(&mut Random(3), 1) {
+        let (operator, cols) = (matrix.operator(), matrix.weight.cols());
+        let run = |x: &[f32], arithmetic| multiply(&*operator, 0..operator.rows(), x, arithmetic);
+        for arithmetic in BOTH {
+            for zero in [0.0, -0.0] {
+                assert!(run(&vec![zero; cols], arithmetic).iter().all(|y| *y == 0.0), "{}", matrix.name());
+            }
+            for odd in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                let mut x = vec![0.25; 2 * cols];
+                x[cols / 2] = odd;
+                let y = run(&x, arithmetic);
+                let (with, without) = y.split_at(operator.rows());
+                assert!(with.iter().all(|y| !y.is_finite()), "{odd}: {}", matrix.name());
+                assert!(without.iter().all(|y| y.is_finite()), "{odd} reaches another input: {}", matrix.name());
+            }
+            for tiny in [1e-45, f32::MIN_POSITIVE, 1e-36, 3e38] {
+                let x: Vec<f32> = (0..cols).map(|c| if c % 3 == 0 { tiny } else { -tiny / 2.0 }).collect();
+                let y = run(&x, arithmetic);
+                assert!(tiny > 1.0 || y.iter().all(|y| y.is_finite()), "{tiny}: {}", matrix.name());
+            }
+            let mut x = vec![0.01; cols];
+            x[0] = 1e6;
+            for (row, y) in run(&x, arithmetic).iter().enumerate() {
+                let (expected, bounds) = matrix.product(row, &x);
+                let bound = bounds[usize::from(arithmetic == Arithmetic::Int8)];
+                assert!((f64::from(*y) - expected).abs() <= bound, "one huge: {}", matrix.name());
+            }
+        }
+    }
+}
+
+/// Every kind of codes that multiplies in integers.
+fn products() -> Vec<Product> {
+    let mut all = vec![Product::Mxfp4, Product::Nvfp4];
+    for bits in [2, 3, 4, 5, 6, 8] {
+        for group in [32, 64, 128] {
+            all.extend(Float::ALL.map(|stored| Product::Affine { bits, group, stored }));
+        }
+    }
+    all
+}
+
+/// The bits of results, every NaN the same: which of its bits an operation keeps is the machine's affair.
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|v| if v.is_nan() { f32::NAN } else { *v }.to_bits()).collect()
+}
+
+#[test]
+fn integer_products_are_the_same_from_every_table() {
+    let mut random = Random(21);
+    for product in products() {
+        for inputs in [1, 2, 3, 4, 5, 6, 7, 8, 9, 15, 33] {
+            let (rows, groups) = (1 + random.index(70), 1 + random.index(5 + 768 / product.group()));
+            let (cols, start) = (groups * product.group(), random.index(8));
+            let parameter = match product {
+                Product::Affine { stored, .. } => stored.size(),
+                _ => 1,
+            };
+            let affine = matches!(product, Product::Affine { .. });
+            // Any bytes are codes, and most are parameters: NaN and infinity among them.
+            let codes = random.bytes(start + rows * cols / 8 * product.bits() as usize);
+            let scales = random.bytes(start + rows * groups * parameter);
+            let biases = random.bytes(if affine { scales.len() } else { start });
+            let matrix = Coded { codes: &codes[start..], scales: &scales[start..], biases: &biases[start..] };
+            let mut x = random.activations(inputs * cols);
+            // The ends of the range together: what sums of sixteen bits would not hold.
+            x[..cols].iter_mut().enumerate().for_each(|(i, x)| *x = if i % 97 == 0 { 0.5 } else { 1.0 });
+            let run = |k: &Kernels| {
+                let mut y = vec![0.0; rows * inputs];
+                k.multiply_coded(&product, &matrix, &k.quantize_inputs(&product, cols, &x), &mut y);
+                bits(&y)
+            };
+            let expected = run(available()[0]);
+            for table in &available()[1..] {
+                let what = format!("{}: {product:?}, {rows} x {cols}, {inputs} inputs, start {start}", table.isa());
+                assert!(run(table) == expected, "{what}");
+            }
+        }
+    }
+}
+
+/// The largest codes and activations: sums that saturate would be smaller.
+#[test]
+fn the_largest_sums_are_exact() {
+    let product = Product::Affine { bits: 8, group: 128, stored: Float::F32 };
+    for sign in [1.0, -1.0] {
+        let x = vec![sign * 127.0; 3 * 128];
+        let (codes, scale, bias) = (vec![255; 128], 1f32.to_le_bytes(), 0f32.to_le_bytes());
+        let matrix = Coded { codes: &codes, scales: &scale, biases: &bias };
+        for table in available() {
+            let mut y = [0.0; 3];
+            table.multiply_coded(&product, &matrix, &table.quantize_inputs(&product, 128, &x), &mut y);
+            assert_eq!(y, [sign * 127.0 * 255.0 * 128.0; 3], "{}", table.isa());
+        }
+    }
+}
+
+#[test]
+fn products_in_f32_are_the_same_from_every_table() {
+    let mut random = Random(22);
+    for cols in (1..70).chain([128, 1000]) {
+        let (rows, inputs) = (1 + random.index(9), 1 + random.index(9));
+        let (w, x) = (random.activations(rows * cols), random.activations(inputs * cols));
+        let run = |k: &Kernels| {
+            let mut y = vec![0.0; rows * inputs];
+            k.multiply(cols, &w, &x, &mut y);
+            bits(&y)
+        };
+        for table in &available()[1..] {
+            assert_eq!(run(table), run(available()[0]), "{}: {rows} x {cols}, {inputs} inputs", table.isa());
+        }
+    }
+}
