@@ -2,8 +2,8 @@
 
 use crate::{
     quant::{
-        Facts, Scheme,
-        dialect::{Arranged, Arrangement, Choice, Component, Decided, Dialect, index},
+        Scheme,
+        dialect::{Arranged, Choice, Component, Dialect},
     },
     tensor::{Float, TensorInfo},
 };
@@ -20,24 +20,8 @@ impl Dialect for Mirror {
         "mirror"
     }
 
-    fn arrange(&self, component: &Component<'_>) -> Result<Arrangement, String> {
-        Ok(Arrangement { tensors: Arranged::all(component, component.dtype), ..Arrangement::default() })
-    }
-
     fn choose(&self, _: &Component<'_>, _: &Arranged, _: &dyn Scheme) -> Choice {
         Choice::Keep("shown as it is".into())
-    }
-
-    fn config(&self, _: &Component<'_>, _: Option<&Facts>, _: &[Decided<'_>]) -> Option<Vec<u8>> {
-        None
-    }
-
-    fn index(&self, _: &Component<'_>, decided: &[Decided<'_>]) -> Vec<u8> {
-        index::render(None, decided)
-    }
-
-    fn metadata(&self, _: &Component<'_>, source: &[(String, String)]) -> Vec<(String, String)> {
-        source.to_vec()
     }
 }
 

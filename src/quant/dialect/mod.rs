@@ -120,7 +120,8 @@ pub struct Decided<'a> {
     pub shown: Vec<(String, String)>,
 }
 
-/// Names, stacks, eligibility and JSON of a family of loaders. One static instance, one file.
+/// Names, stacks, eligibility and JSON of a family of loaders. One static instance, one file. What a
+/// dialect does not say stays as it is in the source.
 pub trait Dialect: Sync + Debug {
     /// One word for messages.
     fn name(&self) -> &'static str;
@@ -129,20 +130,31 @@ pub trait Dialect: Sync + Debug {
     ///
     /// # Errors
     /// A component that the loaders could not load, with the reason.
-    fn arrange(&self, component: &Component<'_>) -> Result<Arrangement, String>;
+    fn arrange(&self, component: &Component<'_>) -> Result<Arrangement, String> {
+        Ok(Arrangement { tensors: Arranged::all(component, component.dtype), ..Arrangement::default() })
+    }
 
     /// What becomes of a tensor where no rule says otherwise.
     fn choose(&self, component: &Component<'_>, tensor: &Arranged, default: &dyn Scheme) -> Choice;
 
     /// `config.json` as the view shows it; `None` leaves the source's bytes. `default` are the
     /// facts of the view's own scheme, `None` for a dense view.
-    fn config(&self, component: &Component<'_>, default: Option<&Facts>, decided: &[Decided<'_>]) -> Option<Vec<u8>>;
+    fn config(&self, component: &Component<'_>, default: Option<&Facts>, decided: &[Decided<'_>]) -> Option<Vec<u8>> {
+        let _ = (component, default, decided);
+        None
+    }
 
     /// The index of the component's shards, `<set>.safetensors.index.json`.
-    fn index(&self, component: &Component<'_>, decided: &[Decided<'_>]) -> Vec<u8>;
+    fn index(&self, component: &Component<'_>, decided: &[Decided<'_>]) -> Vec<u8> {
+        let _ = component;
+        index::render(None, decided)
+    }
 
     /// `__metadata__` of the shards that are written anew, given the source's own.
-    fn metadata(&self, component: &Component<'_>, source: &[(String, String)]) -> Vec<(String, String)>;
+    fn metadata(&self, component: &Component<'_>, source: &[(String, String)]) -> Vec<(String, String)> {
+        let _ = component;
+        source.to_vec()
+    }
 }
 
 impl Slice {

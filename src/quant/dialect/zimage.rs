@@ -6,8 +6,8 @@
 
 use crate::{
     quant::{
-        Facts, Scheme,
-        dialect::{Arranged, Arrangement, Choice, Component, Decided, Dialect, index},
+        Scheme,
+        dialect::{Arranged, Choice, Component, Dialect},
     },
     tensor::Float,
 };
@@ -29,24 +29,8 @@ impl Dialect for Zimage {
         "zimage"
     }
 
-    fn arrange(&self, component: &Component<'_>) -> Result<Arrangement, String> {
-        Ok(Arrangement { tensors: Arranged::all(component, component.dtype), ..Arrangement::default() })
-    }
-
     fn choose(&self, component: &Component<'_>, tensor: &Arranged, default: &dyn Scheme) -> Choice {
         why_dense(component.dir, tensor, default.facts().group_size).map_or(Choice::Default, Choice::Keep)
-    }
-
-    fn config(&self, _: &Component<'_>, _: Option<&Facts>, _: &[Decided<'_>]) -> Option<Vec<u8>> {
-        None
-    }
-
-    fn index(&self, _: &Component<'_>, decided: &[Decided<'_>]) -> Vec<u8> {
-        index::render(None, decided)
-    }
-
-    fn metadata(&self, _: &Component<'_>, source: &[(String, String)]) -> Vec<(String, String)> {
-        source.to_vec()
     }
 }
 
