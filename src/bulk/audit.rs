@@ -21,6 +21,7 @@ use crate::{
         stated::{self, Document, Layer},
     },
     container::index,
+    quant::stated::Statements,
     tensor::Dtype,
 };
 
@@ -68,13 +69,13 @@ pub fn audit(directory: &Path, progress: &dyn Progress) -> Result<Audit, Error> 
     let mut found = Audit { faults, ..Audit::default() };
     for (at, here) in &held {
         check_indexes(at, here, &mut found)?;
-        let config = or_fault(stated::config(at), &mut found);
+        let config = or_fault(stated::config(at), &mut found).map(|config| (config.statements(), config));
         for (stem, weight, scales) in quantized(here) {
             found.quantized += 1;
             check_parts(stem, weight, scales, here, &mut found);
             check_stated(stem, weight, scales, config.as_ref(), &mut found);
         }
-        if found.quantized == 0 && config.as_ref().is_some_and(Document::is_quantized) {
+        if found.quantized == 0 && config.as_ref().is_some_and(|(_, c)| c.is_quantized()) {
             found.faults.push(format!("{}/config.json: says quantized, but no tensor has scales", at.display()));
         }
     }
@@ -179,12 +180,13 @@ fn code_bits(weight: &Held, scales: &Held) -> Option<u64> {
     (groups > 0 && codes.is_multiple_of(groups)).then(|| codes / groups)
 }
 
-fn check_stated(stem: &str, weight: &Held, scales: &Held, config: Option<&Document>, found: &mut Audit) {
+fn check_stated(stem: &str, weight: &Held, scales: &Held, config: Option<&(Statements, Document)>, found: &mut Audit) {
     let Some(taken) = code_bits(weight, scales) else {
         found.faults.push(format!("{stem}: its codes cannot be shared out to its scales"));
         return;
     };
-    let stated = config.and_then(|c| Some((c, c.of_config(stem)?)));
+    let stated = config.map(|(all, config)| (config, all.of(stem)));
+    let stated = stated.and_then(|(c, s)| Some((c, (u64::from(s.bits?), s.group_size? as u64))));
     if let Some((config, (bits, group))) = stated.filter(|(_, (b, g))| b.checked_mul(*g) != Some(taken)) {
         let path = config.path.display();
         found

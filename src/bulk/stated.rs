@@ -8,7 +8,7 @@ use std::{
 
 use serde_json::Value;
 
-use crate::bulk::Error;
+use crate::{bulk::Error, quant::stated::Statements};
 
 /// A JSON file longer than this is not about a model: the manifest of a mixture with 50,000 listed
 /// experts takes 20 MB.
@@ -61,11 +61,11 @@ impl Document {
         }
     }
 
-    /// The parameters that `config.json` states for a module: its own entry, else the top level's.
-    /// An entry without a word is the top level's.
-    pub(super) fn of_config(&self, stem: &str) -> Option<Parameters> {
-        let top = self.value.get("quantization").or_else(|| self.value.get("quantization_config"))?;
-        top.get(stem).and_then(parameters).or_else(|| parameters(top))
+    /// What a `config.json` says of modules, as the runtime reads it.
+    pub(super) fn statements(&self) -> Statements {
+        let mut all = Statements::default();
+        all.add_config(&self.value);
+        all
     }
 
     /// Whether `config.json` says that its weights are quantized.

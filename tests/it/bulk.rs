@@ -90,6 +90,20 @@ fn an_audit_sees_what_is_wrong() {
         fs::write(&path, fs::read_to_string(&path).unwrap().replace("\"bits\": 4", "\"bits\": 8")).unwrap();
     });
     assert!(bits.contains("config.json: says 8 bits in groups of 64"), "{bits}");
+    let entry = |d: &Path, entry: &str| {
+        let path = d.join("config.json");
+        let text = fs::read_to_string(&path).unwrap();
+        fs::write(
+            &path,
+            text.replacen("\"mode\": \"affine\"", &format!("\"mode\": \"affine\", \"lm_head\": {entry}"), 1),
+        )
+        .unwrap();
+    };
+    let own = found(&|d| entry(d, r#"{"group_size": null, "bits": 8}"#));
+    assert!(own.contains("says 8 bits in groups of 64, but a group of lm_head"), "{own}");
+    let fits = copy("llama_q4_g64");
+    entry(fits.path(), r#"{"group_size": null, "bits": 4}"#);
+    assert!(bulk::audit(fits.path(), &Silent).unwrap().is_sound(), "a size that a recipe leaves null is the default's");
     let broken = found(&|d| fs::write(d.join("config.json"), "{").unwrap());
     assert!(broken.contains("config.json"), "{broken}");
     let unfinished = found(&|d| fs::write(d.join("model.safetensors.quantfs-partial"), "").unwrap());
