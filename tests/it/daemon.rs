@@ -241,7 +241,8 @@ fn a_killed_daemon_leaves_a_mount_that_is_replaced_or_taken_down() {
         kill_process(pid, Signal::KILL).unwrap();
         within(Duration::from_secs(10), "the daemon's end", || fs::read_dir(model.mnt()).is_err());
         assert!(model.is_mounted());
-        assert_eq!(model.status()["state"], "dead");
+        // A process that is being ended may have closed the mount and not yet its socket.
+        within(Duration::from_secs(10), "the dead mount to be known for one", || model.status()["state"] == "dead");
         if replace {
             model.mounted(&["--bits", "8"]);
             assert_eq!(model.status()["spec"], "mlx-8bit-g64");
