@@ -12,7 +12,7 @@ use std::{
     },
     path::{Path, PathBuf},
     sync::{Arc, Condvar, Mutex, OnceLock, mpsc},
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use quantfs::{
@@ -362,10 +362,10 @@ fn two_readers_at_once() {
     });
     let open = File::open(scratch.at("weights")).unwrap();
     // The kernel tells of a closed file after the close returned.
-    let started = std::time::Instant::now();
+    let started = Instant::now();
     while session.open_files() != 1 {
         assert!(started.elapsed().as_secs() < 10, "{} files are still open", session.open_files());
-        std::thread::sleep(std::time::Duration::from_millis(5));
+        std::thread::sleep(Duration::from_millis(5));
     }
     drop(open);
 }
