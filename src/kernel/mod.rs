@@ -29,7 +29,7 @@ use std::{
 use crate::tensor::Float;
 
 pub use product::{Activations, Coded, Product};
-use product::{Inputs, Panel, Tiling};
+use product::{Ahead, Inputs, Panel, Rows, Tiling};
 
 /// The instruction sets for which there is a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -188,8 +188,9 @@ type Swiglu = fn(&mut [f32], &[f32]);
 type QuantizeInput = fn(&Product, &[f32], &mut [i8], &mut [f32], &mut [i32]);
 type Spread = fn(u32, &[u8], &mut [u8]);
 type Tile = fn(&Tiling, &[u8], &mut [[u8; 64]]);
-type Parameters = fn(&Product, &[u8], &mut [u8]);
-type Accumulate = fn(&Product, &[Panel<'_>], &Inputs<'_>, &mut [[f32; 16]]);
+type Parameters = fn(&Product, &[[u8; 64]], &mut [[u8; 64]]);
+type Accumulate = fn(&Product, &[Panel<'_>], &Inputs<'_>, Ahead<'_>, &mut [[f32; 16]]);
+type AccumulateRows = fn(&Product, &Rows<'_>, &Inputs<'_>, &mut [f32; 16]);
 type Multiply = fn(usize, &[f32], &[f32], &mut [f32]);
 
 /// The kernels of one instruction set.
@@ -210,6 +211,7 @@ pub struct Kernels {
     tile: Tile,
     parameters: Parameters,
     accumulate: Accumulate,
+    accumulate_rows: AccumulateRows,
     multiply: Multiply,
 }
 

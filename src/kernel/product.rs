@@ -1,20 +1,23 @@
 //! Products with quantized matrices: how the steps of a table follow each other.
 //!
-//! Inputs are quantized to int8 once ([`Kernels::quantize_inputs`]); rows are then taken in pairs of
-//! panels, a stretch of columns at a time that stays in the first-level cache: its codes are unpacked
-//! once and meet every input. Nothing is repacked ahead of time, and codes may lie at any alignment.
+//! Inputs are quantized to int8 once ([`Kernels::quantize_inputs`]). A few of them meet each row where
+//! it lies (`rows`), at the memory's pace; more meet panels of sixteen rows that are unpacked once for
+//! all (`panels`). Nothing is repacked ahead of time, and codes may lie at any alignment.
 //!
 //! Always: an output is the same bits whatever the table, the other rows and the other inputs
 //! (`body::dot` says in which order it is summed).
+
+mod panels;
+mod rows;
+
+use std::ops::Range;
 
 use crate::tensor::Float;
 
 use super::{Kernels, MicroCode, body::dot::LANES};
 
-/// Columns that are unpacked at a time: a multiple of every group, and with 32 rows 16 KiB of codes.
-const STRETCH: usize = 512;
-/// Panels that meet an input together: with eight inputs, sixteen running sums.
-const PANELS: usize = 2;
+/// Inputs that meet rows one by one. With more, unpacking panels costs less than reading rows again.
+const FEW: usize = 3;
 /// Inputs of a block: as many as share the load of a panel's codes.
 const BLOCK: usize = 8;
 
@@ -77,6 +80,11 @@ impl Product {
         if matches!(self, Self::Affine { .. }) { 0 } else { 12 }
     }
 
+    /// Bytes of a group's codes, where whole codes fill a byte.
+    pub(super) const fn group_bytes(&self) -> usize {
+        self.group() / self.planes()
+    }
+
     const fn parameter(&self) -> usize {
         match self {
             Self::Affine { stored: Float::F32, .. } => 4,
@@ -101,13 +109,27 @@ pub struct Coded<'a> {
     pub biases: &'a [u8],
 }
 
+impl<'a> Coded<'a> {
+    /// The parts of some rows of `cols`.
+    fn rows(&self, product: &Product, cols: usize, rows: Range<usize>) -> Self {
+        let of = |part: &'a [u8], row: usize| part.get(rows.start * row..rows.end * row).unwrap_or_default();
+        let parameters = cols / product.group() * product.parameter();
+        Self {
+            codes: of(self.codes, product.row_bytes(cols)),
+            scales: of(self.scales, parameters),
+            biases: of(self.biases, parameters),
+        }
+    }
+}
+
 /// Inputs quantized to int8, symmetrically, in the groups of a matrix's columns.
 #[derive(Clone, Debug)]
 pub struct Activations {
     product: Product,
     cols: usize,
     count: usize,
-    /// Blocks of inputs; in each `[quad][input][4]`.
+    /// Of few inputs `[input][line][plane][quad]`, as 64 bytes of a row meet them, with zeros up to the
+    /// end of the last line; of more, blocks of them, in each `[quad][input]`.
     codes: Vec<[i8; 4]>,
     /// In each block `[group][input]`.
     scales: Vec<f32>,
@@ -131,22 +153,73 @@ impl Activations {
             == (product.group(), product.planes(), product.zero(), cols)
     }
 
-    /// The groups `from..to` of each block of inputs.
+    const fn few(&self) -> bool {
+        self.count <= FEW
+    }
+
+    /// Inputs that share a block.
+    const fn block(&self) -> usize {
+        if self.few() { 1 } else { BLOCK }
+    }
+
+    /// The place of one input's first parameter, and how far they lie apart.
+    fn places(&self, n: usize) -> (usize, usize) {
+        let (first, groups) = (n / self.block() * self.block(), self.cols / self.product.group());
+        (first * groups + n - first, self.block().min(self.count - first))
+    }
+
+    /// Takes in one input: its codes in the order of a panel's quads, and for each group its scale and
+    /// the sum of its codes.
+    fn set(&mut self, n: usize, codes: &[i8], scales: &[f32], sums: &[i32]) {
+        let (mut at, step) = self.places(n);
+        for (&scale, &sum) in scales.iter().zip(sums) {
+            self.scales[at] = scale;
+            self.sums[at] = scale * sum as f32;
+            self.starts[at] = -self.product.zero() * sum;
+            at += step;
+        }
+        let quads = codes.as_chunks::<4>().0;
+        if self.few() {
+            let (planes, size) = (self.product.planes(), quads_of_lines(&self.product, self.cols));
+            let mine = &mut self.codes[n * size..][..size];
+            for (q, quad) in quads.iter().enumerate() {
+                let (dword, plane) = (q / planes, q % planes);
+                mine[(dword / 16 * planes + plane) * 16 + dword % 16] = *quad;
+            }
+        } else {
+            let first = n / BLOCK * BLOCK;
+            let places = self.codes[first * quads.len()..].iter_mut().skip(n - first).step_by(step);
+            places.zip(quads).for_each(|(place, quad)| *place = *quad);
+        }
+    }
+
+    /// The groups `from..to` of each block of inputs. Those of few inputs start with a line.
     fn blocks(&self, from: usize, to: usize) -> impl Iterator<Item = Inputs<'_>> {
-        let group = self.product.group();
-        let (groups, quads) = (self.cols / group, group / 4);
-        (0..self.count).step_by(BLOCK).map(move |first| {
-            let width = BLOCK.min(self.count - first);
+        let (group, block) = (self.product.group(), self.block());
+        let groups = self.cols / group;
+        (0..self.count).step_by(block).enumerate().map(move |(n, first)| {
+            let width = block.min(self.count - first);
             let at = first * groups + from * width..first * groups + to * width;
+            let codes = if self.few() {
+                let size = quads_of_lines(&self.product, self.cols);
+                &self.codes[n * size..][from * group / 4..quads_of_lines(&self.product, to * group)]
+            } else {
+                &self.codes[at.start * group / 4..at.end * group / 4]
+            };
             Inputs {
                 width,
-                codes: &self.codes[at.start * quads..at.end * quads],
+                codes,
                 scales: &self.scales[at.clone()],
                 sums: &self.sums[at.clone()],
                 starts: &self.starts[at],
             }
         })
     }
+}
+
+/// Quads of an input in lines.
+const fn quads_of_lines(product: &Product, cols: usize) -> usize {
+    cols.next_multiple_of(64 * product.planes()) / 4
 }
 
 /// A run of groups of a block of inputs, as in [`Activations`].
@@ -170,6 +243,44 @@ pub(super) struct Panel<'a> {
     pub(super) biases: &'a [[u8; 64]],
 }
 
+/// A run of groups of up to sixteen rows as they lie. Parameters are little-endian f32.
+#[derive(Clone, Copy)]
+pub(super) struct Rows<'a> {
+    /// Rows that there are.
+    pub(super) count: usize,
+    /// Bytes from a row to the next.
+    pub(super) stride: usize,
+    /// The codes of the run in the first row, and on to the end of the last row's.
+    pub(super) codes: &'a [u8],
+    /// Besides the codes of the rows that follow.
+    pub(super) ahead: [Ahead<'a>; 2],
+    /// For each group.
+    pub(super) scales: &'a [[u8; 64]],
+    /// For each group, or none at all.
+    pub(super) biases: &'a [[u8; 64]],
+}
+
+/// A hint: the bytes at a distance from these are wanted soon, whether there are any or not. Sums leave a
+/// machine no room to run ahead, and few recognize sixteen rows at a time as streams.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Ahead<'a> {
+    pub(super) like: &'a [u8],
+    pub(super) distance: usize,
+}
+
+impl<'a> Ahead<'a> {
+    /// As many bytes as these, following them.
+    fn after(like: &'a [u8]) -> Self {
+        Self { like, distance: like.len() }
+    }
+
+    /// The hint in `count` parts.
+    pub(super) fn parts(self, count: usize) -> impl Iterator<Item = Self> {
+        let parts = self.like.chunks(self.like.len().div_ceil(count).max(1));
+        parts.map(move |like| Self { like, ..self }).chain(std::iter::repeat(Self::default()))
+    }
+}
+
 /// How packed rows become a panel.
 pub(super) struct Tiling {
     /// Bytes from a row to the next.
@@ -180,16 +291,6 @@ pub(super) struct Tiling {
     pub(super) planes: usize,
     /// Whether the codes are e2m1.
     pub(super) e2m1: bool,
-}
-
-/// Room for a pair of panels, used again and again.
-struct Scratch {
-    codes: Vec<[u8; 64]>,
-    scales: Vec<[u8; 64]>,
-    biases: Vec<[u8; 64]>,
-    spread: Vec<u8>,
-    /// `[block of inputs][panel][input][row]`
-    sums: Vec<[f32; LANES]>,
 }
 
 impl Kernels {
@@ -203,7 +304,8 @@ impl Kernels {
     pub fn quantize_inputs(&self, product: &Product, cols: usize, x: &[f32]) -> Activations {
         check_product(product, cols);
         assert!(cols > 0 && x.len().is_multiple_of(cols), "{} elements are no whole inputs of {cols}", x.len());
-        let (count, groups, quads) = (x.len() / cols, cols / product.group(), cols / 4);
+        let (count, groups) = (x.len() / cols, cols / product.group());
+        let quads = if count <= FEW { quads_of_lines(product, cols) } else { cols / 4 };
         let mut made = Activations {
             product: *product,
             cols,
@@ -216,16 +318,7 @@ impl Kernels {
         let (mut codes, mut scales, mut sums) = (vec![0; cols], vec![0.0; groups], vec![0; groups]);
         for (n, x) in x.chunks_exact(cols).enumerate() {
             (self.quantize_input)(product, x, &mut codes, &mut scales, &mut sums);
-            let (first, lane) = (n / BLOCK * BLOCK, n % BLOCK);
-            let width = BLOCK.min(count - first);
-            let places = made.codes[first * quads..].iter_mut().skip(lane).step_by(width);
-            places.zip(codes.as_chunks::<4>().0).for_each(|(place, quad)| *place = *quad);
-            for (g, (&scale, &sum)) in scales.iter().zip(&sums).enumerate() {
-                let at = first * groups + g * width + lane;
-                made.scales[at] = scale;
-                made.sums[at] = scale * sum as f32;
-                made.starts[at] = -product.zero() * sum;
-            }
+            made.set(n, &codes, &scales, &sums);
         }
         made
     }
@@ -244,96 +337,29 @@ impl Kernels {
         let rows = y.len() / inputs.count;
         check_coded(product, matrix, rows, cols);
         assert_eq!(y.len(), rows * inputs.count, "room for {rows} outputs of each input");
-        let (row_bytes, parameters) = (product.row_bytes(cols), cols / product.group() * product.parameter());
-        let mut scratch = Scratch::new(product, cols, inputs.count);
-        for first in (0..rows).step_by(PANELS * LANES) {
-            let band = Coded {
-                codes: &matrix.codes[first * row_bytes..],
-                scales: &matrix.scales[first * parameters..],
-                biases: matrix.biases.get(first * parameters..).unwrap_or_default(),
-            };
-            let count = (rows - first).min(PANELS * LANES);
-            self.band(product, &band, count, inputs, &mut scratch);
-            scratch.store(inputs.count, count, |input, row, sum| y[input * rows + first + row] = sum);
+        if inputs.few() {
+            rows::multiply(self, product, matrix, inputs, y);
+        } else {
+            panels::multiply(self, product, matrix, inputs, y);
         }
     }
 
-    /// The sums of up to a pair of panels of rows with every input, left in the scratch.
-    fn band(&self, product: &Product, band: &Coded<'_>, rows: usize, inputs: &Activations, scratch: &mut Scratch) {
-        let (group, cols) = (product.group(), inputs.cols);
-        let groups = cols / group;
-        let panels = rows.div_ceil(LANES);
-        self.parameters(product, band.scales, rows, groups, &mut scratch.spread, &mut scratch.scales);
-        if !band.biases.is_empty() {
-            self.parameters(product, band.biases, rows, groups, &mut scratch.spread, &mut scratch.biases);
+    /// Scales or biases of sixteen rows at most as f32, `[group][row]`. `room` is used on the way.
+    fn parameters(&self, product: &Product, src: &[u8], rows: usize, room: &mut Vec<[u8; 64]>, out: &mut [[u8; 64]]) {
+        let bytes = src.len() / rows;
+        let dwords = bytes.div_ceil(4);
+        room.resize(dwords, [0; 64]);
+        if bytes.is_multiple_of(4) {
+            (self.tile)(&Tiling { stride: bytes, rows, planes: 1, e2m1: false }, src, room);
+        } else {
+            let mut whole = vec![0; rows * dwords * 4];
+            whole
+                .chunks_exact_mut(dwords * 4)
+                .zip(src.chunks_exact(bytes))
+                .for_each(|(to, from)| to[..bytes].copy_from_slice(from));
+            (self.tile)(&Tiling { stride: dwords * 4, rows, planes: 1, e2m1: false }, &whole, room);
         }
-        scratch.sums.fill([0.0; LANES]);
-        for start in (0..cols).step_by(STRETCH) {
-            let width = STRETCH.min(cols - start);
-            let (from, to) = (start / group, (start + width) / group);
-            self.unpack(product, band.codes, rows, cols, start..start + width, scratch);
-            let panel = |p: usize| Panel {
-                codes: &scratch.codes[p * STRETCH / 4..][..width / 4],
-                scales: &scratch.scales[p * groups..][from..to],
-                biases: scratch.biases.get(p * groups..).and_then(|b| b.get(from..to)).unwrap_or_default(),
-            };
-            let both = [panel(0), panel(panels - 1)];
-            let mut sums = scratch.sums.as_mut_slice();
-            for block in inputs.blocks(from, to) {
-                let (ours, rest) = sums.split_at_mut(block.width * PANELS);
-                (self.accumulate)(product, &both[..panels], &block, &mut ours[..block.width * panels]);
-                sums = rest;
-            }
-        }
-    }
-
-    /// Parameters of a pair of panels as f32, lane by lane: `[panel][group][row]`.
-    fn parameters(
-        &self,
-        product: &Product,
-        src: &[u8],
-        rows: usize,
-        groups: usize,
-        wide: &mut [u8],
-        out: &mut [[u8; 64]],
-    ) {
-        let bytes = groups * product.parameter();
-        for (p, out) in out.chunks_exact_mut(groups).enumerate().take(rows.div_ceil(LANES)) {
-            let first = p * LANES;
-            let rows = LANES.min(rows - first);
-            let wide = &mut wide[..rows * groups * 4];
-            (self.parameters)(product, &src[first * bytes..(first + rows) * bytes], wide);
-            (self.tile)(&Tiling { stride: groups * 4, rows, planes: 1, e2m1: false }, wide, out);
-        }
-    }
-
-    /// The codes of some columns as panels.
-    fn unpack(
-        &self,
-        product: &Product,
-        src: &[u8],
-        rows: usize,
-        cols: usize,
-        stretch: std::ops::Range<usize>,
-        scratch: &mut Scratch,
-    ) {
-        let (stride, width) = (product.row_bytes(cols), stretch.len());
-        for (p, out) in scratch.codes.chunks_exact_mut(STRETCH / 4).enumerate().take(rows.div_ceil(LANES)) {
-            let first = p * LANES;
-            let rows = LANES.min(rows - first);
-            let src = &src[first * stride + product.row_bytes(stretch.start)..];
-            let out = &mut out[..width / 4];
-            let e2m1 = product.zero() != 0;
-            if matches!(product.bits(), 2 | 4 | 8) {
-                (self.tile)(&Tiling { stride, rows, planes: product.planes(), e2m1 }, src, out);
-            } else {
-                let spread = &mut scratch.spread[..rows * width];
-                for (row, out) in spread.chunks_exact_mut(width).enumerate() {
-                    (self.spread)(product.bits(), &src[row * stride..][..product.row_bytes(width)], out);
-                }
-                (self.tile)(&Tiling { stride: width, rows, planes: 1, e2m1 }, spread, out);
-            }
-        }
+        (self.parameters)(product, room, out);
     }
 
     /// `y[b, r] = w[r] . x[b]` in f32, `[inputs, rows]`: sixteen partial sums, column c in the sum
@@ -346,32 +372,6 @@ impl Kernels {
         assert!(x.len().is_multiple_of(cols), "{} elements are no whole inputs of {cols}", x.len());
         assert_eq!(y.len(), w.len() / cols * (x.len() / cols), "room for the outputs of every input");
         (self.multiply)(cols, w, x, y);
-    }
-}
-
-impl Scratch {
-    fn new(product: &Product, cols: usize, count: usize) -> Self {
-        let groups = cols / product.group();
-        let biases = if matches!(product, Product::Affine { .. }) { PANELS * groups } else { 0 };
-        Self {
-            codes: vec![[0; 64]; PANELS * STRETCH / 4],
-            scales: vec![[0; 64]; PANELS * groups],
-            biases: vec![[0; 64]; biases],
-            spread: vec![0; LANES * STRETCH.max(groups * 4)],
-            sums: vec![[0.0; LANES]; count * PANELS],
-        }
-    }
-
-    /// Hands out the sums of the first `rows` rows.
-    fn store(&self, count: usize, rows: usize, mut out: impl FnMut(usize, usize, f32)) {
-        for first in (0..count).step_by(BLOCK) {
-            let width = BLOCK.min(count - first);
-            for row in 0..rows {
-                for w in 0..width {
-                    out(first + w, row, self.sums[first * PANELS + row / LANES * width + w][row % LANES]);
-                }
-            }
-        }
     }
 }
 

@@ -6,19 +6,21 @@
 //!
 //! Always: integer sums are exact (a group has at most 128 products below 2^15), so no table can
 //! differ in them. Per row and input the groups follow each other in the order of the columns:
-//! `acc = acc + sum * (scale * input_scale)`, then `acc = acc + bias * input_sum` where there are biases, every step
-//! rounded to f32. Sums in f32 have sixteen partial sums, column c in the sum c mod 16, and add these
+//! `acc = acc + sum * (scale * input_scale)`, or `acc = acc + (sum * (scale * input_scale) + bias * input_sum)`
+//! where there are biases, every step rounded to f32. Sums in f32 have sixteen partial sums, column c in the sum c mod 16, and add these
 //! in halves. Neither depends on the rows or inputs beside it.
 //!
 //! An element that is not finite makes the scale of its group NaN, and so every product with the
 //! group.
 
 use crate::{
-    kernel::{Inputs, Panel, Product, Tiling},
-    num::fp8::{e4m3_to_f32, e8m0_to_f32},
+    kernel::{Inputs, Panel, Product, Rows, Tiling},
+    num::{
+        bf16_to_f32, f16_to_f32,
+        fp8::{e4m3_to_f32, e8m0_to_f32},
+    },
+    tensor::Float,
 };
-
-use super::widen;
 
 /// Rows of a panel: lanes of one 512-bit register.
 pub(in crate::kernel) const LANES: usize = 16;
@@ -123,20 +125,69 @@ fn plane(tiling: &Tiling, dword: u32) -> [u8; 4] {
     if tiling.e2m1 { codes.map(|q| E2M1[usize::from(q & 15)]) } else { codes }
 }
 
-/// Scales or biases as little-endian f32; those of e2m1 halved, since its codes are twice the values.
+/// Scales or biases of sixteen rows as they are stored, four bytes of each row after the other, to
+/// little-endian f32, `[group][row]`; those of e2m1 halved, since its codes are twice the values.
 #[inline(always)]
-pub(in crate::kernel) fn parameters(product: &Product, src: &[u8], out: &mut [u8]) {
-    let out = out.as_chunks_mut::<4>().0;
+pub(in crate::kernel) fn parameters(product: &Product, src: &[[u8; 64]], out: &mut [[u8; 64]]) {
     match *product {
-        Product::Affine { stored, .. } => {
-            let mut values = [0f32; 64];
-            for (src, out) in src.chunks(64 * stored.size()).zip(out.chunks_mut(64)) {
-                widen(stored, src, &mut values);
-                out.iter_mut().zip(&values).for_each(|(b, v)| *b = v.to_le_bytes());
-            }
+        Product::Affine { stored: Float::F32, .. } => out.copy_from_slice(src),
+        Product::Affine { stored: Float::Bf16, .. } => each::<2>(src, out, low_bf16),
+        Product::Affine { stored: Float::F16, .. } => each::<2>(src, out, low_f16),
+        Product::Mxfp4 => each::<4>(src, out, half_low_e8m0),
+        Product::Nvfp4 => each::<4>(src, out, half_low_e4m3),
+    }
+}
+
+// Functions, not closures: these would be compiled for the baseline.
+
+#[inline(always)]
+fn low_bf16(dword: u32) -> f32 {
+    bf16_to_f32((dword & 0xffff) as u16)
+}
+
+#[inline(always)]
+fn low_f16(dword: u32) -> f32 {
+    f16_to_f32((dword & 0xffff) as u16)
+}
+
+#[inline(always)]
+fn half_low_e8m0(dword: u32) -> f32 {
+    e8m0_to_f32((dword & 0xff) as u8) * 0.5
+}
+
+#[inline(always)]
+fn half_low_e4m3(dword: u32) -> f32 {
+    e4m3_to_f32((dword & 0xff) as u8) * 0.5
+}
+
+/// The `N` values of each dword, each to a group of its own; `value` looks at the low bits only.
+#[inline(always)]
+fn each<const N: usize>(src: &[[u8; 64]], out: &mut [[u8; 64]], value: impl Fn(u32) -> f32 + Copy) {
+    let (whole, rest) = out.as_chunks_mut::<N>();
+    for (src, out) in src.iter().zip(&mut *whole) {
+        values(src, out, value);
+    }
+    if !rest.is_empty() {
+        let mut last = [[0; 64]; N];
+        values(&src[whole.len()], &mut last, value);
+        rest.copy_from_slice(&last[..rest.len()]);
+    }
+}
+
+#[inline(always)]
+fn values<const N: usize>(src: &[u8; 64], out: &mut [[u8; 64]; N], value: impl Fn(u32) -> f32) {
+    let mut dwords = [0; LANES];
+    for (dword, bytes) in dwords.iter_mut().zip(src.as_chunks::<4>().0) {
+        *dword = u32::from_le_bytes(*bytes);
+    }
+    for n in 0..N {
+        let mut values = [0.0; LANES];
+        for lane in 0..LANES {
+            values[lane] = value(dwords[lane] >> (32 / N * n));
         }
-        Product::Mxfp4 => out.iter_mut().zip(src).for_each(|(b, &e)| *b = (e8m0_to_f32(e) * 0.5).to_le_bytes()),
-        Product::Nvfp4 => out.iter_mut().zip(src).for_each(|(b, &e)| *b = (e4m3_to_f32(e) * 0.5).to_le_bytes()),
+        for (out, value) in out[n].as_chunks_mut::<4>().0.iter_mut().zip(values) {
+            *out = value.to_le_bytes();
+        }
     }
 }
 
@@ -178,15 +229,56 @@ pub(in crate::kernel) fn combine(
     acc: &mut [f32; LANES],
 ) {
     let scales = scales.as_chunks::<4>().0;
+    let mut terms = [0.0; LANES];
     for i in 0..LANES {
-        acc[i] += sums[i] as f32 * (f32::from_le_bytes(scales[i]) * input_scale);
+        terms[i] = sums[i] as f32 * (f32::from_le_bytes(scales[i]) * input_scale);
     }
     if let Some((biases, input_sum)) = bias {
         let biases = biases.as_chunks::<4>().0;
         for i in 0..LANES {
-            acc[i] += f32::from_le_bytes(biases[i]) * input_sum;
+            terms[i] += f32::from_le_bytes(biases[i]) * input_sum;
         }
     }
+    for i in 0..LANES {
+        acc[i] += terms[i];
+    }
+}
+
+/// Adds to the sums of up to sixteen rows what a run of whole groups contributes with one input, which
+/// lies in lines.
+#[inline(always)]
+pub(in crate::kernel) fn accumulate_rows(
+    product: &Product,
+    rows: &Rows<'_>,
+    inputs: &Inputs<'_>,
+    acc: &mut [f32; LANES],
+) {
+    let size = product.group_bytes();
+    for g in 0..rows.scales.len() {
+        let mut sums = [inputs.starts[g]; LANES];
+        for (sum, row) in sums.iter_mut().zip(rows.codes.chunks(rows.stride)).take(rows.count) {
+            for (i, bytes) in row[g * size..][..size].as_chunks::<4>().0.iter().enumerate() {
+                *sum += quads(product, bytes, g * size / 4 + i, inputs.codes);
+            }
+        }
+        let bias = rows.biases.get(g).zip(inputs.sums.get(g));
+        combine(&sums, &rows.scales[g], inputs.scales[g], bias, acc);
+    }
+}
+
+/// The products of the codes of four bytes, the `n`-th of their row.
+#[inline(always)]
+fn quads(product: &Product, bytes: &[u8; 4], n: usize, x: &[[i8; 4]]) -> i32 {
+    let (bits, mut sum) = (8 / product.planes(), 0);
+    for plane in 0..product.planes() {
+        let x = &x[(n / 16 * product.planes() + plane) * 16 + n % 16];
+        for b in 0..4 {
+            let code = bytes[b] >> (plane * bits) & u8::MAX >> (8 - bits);
+            let code = if product.zero() == 0 { code } else { E2M1[usize::from(code)] };
+            sum += i32::from(code) * i32::from(x[b]);
+        }
+    }
+    sum
 }
 
 /// `y[b, r] = w[r] . x[b]` in f32; `y` is `[inputs, rows]`.

@@ -7,7 +7,7 @@ super::instances!(crate::kernel::Isa::Avx2, "avx2");
 /// Private to `x86`, which hands it out where the features were detected.
 #[expect(unsafe_code, reason = "calls from undetected to detected code")]
 pub(super) static KERNELS: Kernels = Kernels {
-    accumulate: |product, panels, inputs, acc| {
+    accumulate: |product, panels, inputs, _, acc| {
         // SAFETY: the table is reached only through `x86::available`, which detected the features.
         unsafe { maddubs::accumulate(product, panels, inputs, acc) }
     },

@@ -3,7 +3,7 @@
 
 use crate::kernel::Isa;
 
-use super::{maddubs, tile, vnni};
+use super::{maddubs, parameters, rows, tile, vnni};
 
 super::instances!(Isa::Avx512, "avx512f,avx512bw,avx512dq,avx512vl");
 
@@ -14,7 +14,11 @@ const TABLE: Kernels = Kernels {
         // SAFETY: the table is reached only through `x86::available`, which detected the features.
         unsafe { tile::tile(tiling, src, out) }
     },
-    accumulate: |product, panels, inputs, acc| {
+    parameters: |product, src, out| {
+        // SAFETY: as above.
+        unsafe { parameters::parameters(product, src, out) }
+    },
+    accumulate: |product, panels, inputs, _, acc| {
         // SAFETY: as above; AVX-512 has AVX2 in it.
         unsafe { maddubs::accumulate(product, panels, inputs, acc) }
     },
@@ -27,9 +31,13 @@ pub(super) static KERNELS: Kernels = TABLE;
 #[expect(unsafe_code, reason = "calls from undetected to detected code")]
 pub(super) static WITH_VNNI: Kernels = Kernels {
     isa: Isa::Avx512Vnni,
-    accumulate: |product, panels, inputs, acc| {
+    accumulate: |product, panels, inputs, ahead, acc| {
         // SAFETY: as above, VNNI being detected as well.
-        unsafe { vnni::accumulate(product, panels, inputs, acc) }
+        unsafe { vnni::accumulate(product, panels, inputs, ahead, acc) }
+    },
+    accumulate_rows: |product, matrix, inputs, acc| {
+        // SAFETY: as above.
+        unsafe { rows::accumulate(product, matrix, inputs, acc) }
     },
     ..TABLE
 };

@@ -6,16 +6,20 @@
 mod avx2;
 mod avx512;
 mod maddubs;
+mod parameters;
+mod rows;
 mod tile;
 mod vnni;
 
-use super::Kernels;
+use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+
+use super::{Ahead, Kernels};
 
 /// Stamps the bodies as functions with target features, and the table of them.
 macro_rules! instances {
     ($isa:expr, $features:literal) => {
         use crate::{
-            kernel::{Affine, Cast, Dense, Inputs, Kernels, Micro, Panel, Product, Tiling, body},
+            kernel::{Affine, Cast, Dense, Inputs, Kernels, Micro, Panel, Product, Rows, Tiling, body},
             tensor::Float,
         };
 
@@ -75,7 +79,7 @@ macro_rules! instances {
         }
 
         #[target_feature(enable = $features)]
-        fn parameters(product: &Product, src: &[u8], out: &mut [u8]) {
+        fn parameters(product: &Product, src: &[[u8; 64]], out: &mut [[u8; 64]]) {
             body::dot::parameters(product, src, out);
         }
 
@@ -92,6 +96,11 @@ macro_rules! instances {
         #[target_feature(enable = $features)]
         fn accumulate(product: &Product, panels: &[Panel<'_>], inputs: &Inputs<'_>, acc: &mut [[f32; 16]]) {
             body::dot::accumulate(product, panels, inputs, acc);
+        }
+
+        #[target_feature(enable = $features)]
+        fn accumulate_rows(product: &Product, rows: &Rows<'_>, inputs: &Inputs<'_>, acc: &mut [f32; 16]) {
+            body::dot::accumulate_rows(product, rows, inputs, acc);
         }
 
         /// For a table that `x86` hands out where the features were detected.
@@ -138,9 +147,13 @@ macro_rules! instances {
                 // SAFETY: as above.
                 unsafe { tile(tiling, src, out) }
             },
-            accumulate: |product, panels, inputs, acc| {
+            accumulate: |product, panels, inputs, _, acc| {
                 // SAFETY: as above.
                 unsafe { accumulate(product, panels, inputs, acc) }
+            },
+            accumulate_rows: |product, rows, inputs, acc| {
+                // SAFETY: as above.
+                unsafe { accumulate_rows(product, rows, inputs, acc) }
             },
             quantize_input: |product, x, codes, scales, sums| {
                 // SAFETY: as above.
@@ -162,6 +175,18 @@ macro_rules! instances {
     };
 }
 use instances;
+
+/// Has bytes brought near: into the second level, since the first holds little more than a panel.
+#[inline]
+fn ask_for(ahead: Ahead<'_>) {
+    for line in ahead.like.chunks(64) {
+        // SAFETY: a hint; it reads nothing and may name any address. Every x86-64 has it.
+        #[allow(unsafe_code, unused_unsafe, reason = "a hint, which newer compilers know to be safe")]
+        unsafe {
+            _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().wrapping_add(ahead.distance).cast());
+        }
+    }
+}
 
 /// The tables that the running machine has the features for, the best last.
 pub(super) fn available() -> Vec<&'static Kernels> {

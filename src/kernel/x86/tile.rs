@@ -1,13 +1,11 @@
 //! Packed rows into panels by AVX-512: sixteen dwords of sixteen rows are transposed in registers.
 //!
-//! Always: the bytes of `body::dot::tile`. The rows of the next pair of panels are asked for ahead,
-//! since sixteen rows at a time are no stream that a machine recognizes.
+//! Always: the bytes of `body::dot::tile`.
 
 use std::arch::x86_64::{
-    __m512i, _MM_HINT_T1, _mm_loadu_si128, _mm_prefetch, _mm512_and_si512, _mm512_broadcast_i32x4, _mm512_loadu_si512,
-    _mm512_maskz_loadu_epi32, _mm512_set1_epi8, _mm512_setzero_si512, _mm512_shuffle_epi8, _mm512_shuffle_i32x4,
-    _mm512_srli_epi32, _mm512_storeu_si512, _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32,
-    _mm512_unpacklo_epi64,
+    __m512i, _mm_loadu_si128, _mm512_and_si512, _mm512_broadcast_i32x4, _mm512_loadu_si512, _mm512_maskz_loadu_epi32,
+    _mm512_set1_epi8, _mm512_setzero_si512, _mm512_shuffle_epi8, _mm512_shuffle_i32x4, _mm512_srli_epi32,
+    _mm512_storeu_si512, _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
 };
 
 use crate::kernel::{
@@ -15,8 +13,9 @@ use crate::kernel::{
     body::dot::{E2M1, LANES},
 };
 
-/// Rows from a panel to the one that follows it on the same columns.
-const AHEAD: usize = 2 * LANES;
+/// Runs of 64 bytes of a row that are brought together, before the next row: rows at a distance of a power
+/// of two push each other out of the first-level cache.
+const NEAR: usize = 4;
 
 /// `body::dot::tile`.
 #[target_feature(enable = "avx512f,avx512bw")]
@@ -33,13 +32,25 @@ pub(super) fn tile(tiling: &Tiling, src: &[u8], out: &mut [[u8; 64]]) {
 fn planes<const PLANES: usize, const BITS: u32, const E: bool>(tiling: &Tiling, src: &[u8], out: &mut [[u8; 64]]) {
     let (blocks, tail) = out.as_chunks_mut::<PLANES>().0.as_chunks_mut::<LANES>();
     let mut at = 0;
-    for block in blocks {
-        let dwords =
-            if tiling.rows == LANES { whole(tiling, src, at) } else { transposed(partial(tiling, src, at, LANES)) };
-        for d in 0..LANES {
-            split::<PLANES, BITS, E>(dwords[d], &mut block[d]);
+    let mut near = [[[0; 64]; NEAR + 1]; LANES];
+    for blocks in blocks.chunks_mut(NEAR) {
+        for row in 0..tiling.rows {
+            let src = src[row * tiling.stride + at..][..64 * blocks.len()].as_chunks::<64>().0;
+            for i in 0..src.len() {
+                store(load(&src[i]), &mut near[row][i]);
+            }
         }
-        at += 64;
+        for i in 0..blocks.len() {
+            let mut rows = [_mm512_setzero_si512(); LANES];
+            for row in 0..LANES {
+                rows[row] = load(&near[row][i]);
+            }
+            let dwords = transposed(rows);
+            for d in 0..LANES {
+                split::<PLANES, BITS, E>(dwords[d], &mut blocks[i][d]);
+            }
+        }
+        at += 64 * blocks.len();
     }
     if !tail.is_empty() {
         let dwords = transposed(partial(tiling, src, at, tail.len()));
@@ -71,18 +82,7 @@ fn e2m1_values() -> __m512i {
     _mm512_broadcast_i32x4(table)
 }
 
-/// Sixteen dwords of sixteen rows, from a byte of the row on, transposed.
-#[target_feature(enable = "avx512f,avx512bw")]
-#[inline]
-fn whole(tiling: &Tiling, src: &[u8], at: usize) -> [__m512i; LANES] {
-    let mut rows = [_mm512_setzero_si512(); LANES];
-    for row in 0..LANES {
-        rows[row] = load_ahead(&src[row * tiling.stride + at..][..64], tiling.stride * AHEAD);
-    }
-    transposed(rows)
-}
-
-/// Fewer of them, zeros in the place of the others.
+/// Up to sixteen dwords of each row, from a byte of it on, zeros in the place of the others.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline(never)]
 fn partial(tiling: &Tiling, src: &[u8], at: usize, dwords: usize) -> [__m512i; LANES] {
@@ -98,16 +98,9 @@ fn partial(tiling: &Tiling, src: &[u8], at: usize, dwords: usize) -> [__m512i; L
     rows
 }
 
-/// The 64 bytes of a slice, those at a distance being asked for.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
-fn load_ahead(bytes: &[u8], distance: usize) -> __m512i {
-    let bytes: &[u8; 64] = &bytes.as_chunks().0[0];
-    // SAFETY: a hint; it reads nothing and may name any address.
-    #[allow(unsafe_code, unused_unsafe, reason = "a hint, which newer compilers know to be safe")]
-    unsafe {
-        _mm_prefetch::<_MM_HINT_T1>(bytes.as_ptr().wrapping_add(distance).cast());
-    }
+fn load(bytes: &[u8; 64]) -> __m512i {
     // SAFETY: 64 bytes are read from an array of 64.
     #[expect(unsafe_code, reason = "a load")]
     unsafe {

@@ -10,19 +10,26 @@ use std::arch::x86_64::{
     _mm512_storeu_ps,
 };
 
+use super::ask_for;
 use crate::kernel::{
-    Inputs, Panel, Product,
+    Ahead, Inputs, Panel, Product,
     body::dot::{LANES, dword},
 };
 
 /// `body::dot::accumulate`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-pub(super) fn accumulate(product: &Product, panels: &[Panel<'_>], inputs: &Inputs<'_>, acc: &mut [[f32; LANES]]) {
+pub(super) fn accumulate(
+    product: &Product,
+    panels: &[Panel<'_>],
+    inputs: &Inputs<'_>,
+    ahead: Ahead<'_>,
+    acc: &mut [[f32; LANES]],
+) {
     match panels {
-        [a, b] => by_width(product, [a, b], inputs, acc),
+        [a, b] => by_width(product, [a, b], inputs, ahead, acc),
         _ => {
             for (p, acc) in panels.iter().zip(acc.chunks_mut(inputs.width)) {
-                by_width(product, [p], inputs, acc);
+                by_width(product, [p], inputs, Ahead::default(), acc);
             }
         }
     }
@@ -30,17 +37,23 @@ pub(super) fn accumulate(product: &Product, panels: &[Panel<'_>], inputs: &Input
 
 /// With few inputs, several running sums of each keep the instruction's latency hidden.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-fn by_width<const P: usize>(product: &Product, panels: [&Panel<'_>; P], inputs: &Inputs<'_>, acc: &mut [[f32; LANES]]) {
+fn by_width<const P: usize>(
+    product: &Product,
+    panels: [&Panel<'_>; P],
+    inputs: &Inputs<'_>,
+    ahead: Ahead<'_>,
+    acc: &mut [[f32; LANES]],
+) {
     let quads = product.group() / 4;
     match inputs.width {
-        1 => groups::<P, 1, 4>(quads, panels, inputs, acc),
-        2 => groups::<P, 2, 4>(quads, panels, inputs, acc),
-        3 => groups::<P, 3, 2>(quads, panels, inputs, acc),
-        4 => groups::<P, 4, 2>(quads, panels, inputs, acc),
-        5 => groups::<P, 5, 1>(quads, panels, inputs, acc),
-        6 => groups::<P, 6, 1>(quads, panels, inputs, acc),
-        7 => groups::<P, 7, 1>(quads, panels, inputs, acc),
-        _ => groups::<P, 8, 1>(quads, panels, inputs, acc),
+        1 => groups::<P, 1, 4>(quads, panels, inputs, ahead, acc),
+        2 => groups::<P, 2, 4>(quads, panels, inputs, ahead, acc),
+        3 => groups::<P, 3, 2>(quads, panels, inputs, ahead, acc),
+        4 => groups::<P, 4, 2>(quads, panels, inputs, ahead, acc),
+        5 => groups::<P, 5, 1>(quads, panels, inputs, ahead, acc),
+        6 => groups::<P, 6, 1>(quads, panels, inputs, ahead, acc),
+        7 => groups::<P, 7, 1>(quads, panels, inputs, ahead, acc),
+        _ => groups::<P, 8, 1>(quads, panels, inputs, ahead, acc),
     }
 }
 
@@ -50,6 +63,7 @@ fn groups<const P: usize, const W: usize, const U: usize>(
     quads: usize,
     panels: [&Panel<'_>; P],
     inputs: &Inputs<'_>,
+    ahead: Ahead<'_>,
     acc: &mut [[f32; LANES]],
 ) {
     let mut totals = [[_mm512_setzero_ps(); W]; P];
@@ -61,23 +75,29 @@ fn groups<const P: usize, const W: usize, const U: usize>(
     let xs = inputs.codes.as_chunks::<W>().0.chunks_exact(quads);
     let scales = inputs.scales.as_chunks::<W>().0.iter().zip(inputs.sums.as_chunks::<W>().0);
     let starts = inputs.starts.as_chunks::<W>().0;
+    let mut wanted = ahead.parts(starts.len());
     for (g, ((xs, starts), (scales, sums))) in xs.zip(starts).zip(scales).enumerate() {
         let mut codes = [panels[0].codes; P];
         for p in 0..P {
             codes[p] = &panels[p].codes[g * quads..][..quads];
         }
+        ask_for(wanted.next().unwrap_or_default());
         let products = integers::<P, W, U>(codes, xs, starts);
         for p in 0..P {
             let scale = load_parameters(&panels[p].scales[g]);
+            let mut terms = [_mm512_setzero_ps(); W];
             for w in 0..W {
                 let factor = _mm512_mul_ps(scale, _mm512_set1_ps(scales[w]));
-                totals[p][w] = _mm512_add_ps(totals[p][w], _mm512_mul_ps(_mm512_cvtepi32_ps(products[p][w]), factor));
+                terms[w] = _mm512_mul_ps(_mm512_cvtepi32_ps(products[p][w]), factor);
             }
             if let Some(bias) = panels[p].biases.get(g) {
                 let bias = load_parameters(bias);
                 for w in 0..W {
-                    totals[p][w] = _mm512_add_ps(totals[p][w], _mm512_mul_ps(bias, _mm512_set1_ps(sums[w])));
+                    terms[w] = _mm512_add_ps(terms[w], _mm512_mul_ps(bias, _mm512_set1_ps(sums[w])));
                 }
+            }
+            for w in 0..W {
+                totals[p][w] = _mm512_add_ps(totals[p][w], terms[w]);
             }
         }
     }

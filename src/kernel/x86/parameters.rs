@@ -1,0 +1,99 @@
+//! Scales and biases of sixteen rows to f32, a register at a time.
+//!
+//! Always: the bits of `body::dot::parameters`. The compiler makes byte shuffles of that body.
+
+use std::arch::x86_64::{
+    __m512, __m512i, _mm512_and_si512, _mm512_castps_si512, _mm512_castsi512_ps, _mm512_cmpeq_epi32_mask,
+    _mm512_cvtepi32_epi16, _mm512_cvtph_ps, _mm512_loadu_si512, _mm512_mask_mov_epi32, _mm512_mul_ps, _mm512_or_si512,
+    _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_si512, _mm512_slli_epi32, _mm512_srli_epi32, _mm512_storeu_ps,
+};
+
+use crate::{kernel::Product, tensor::Float};
+
+/// `body::dot::parameters`.
+#[target_feature(enable = "avx512f")]
+pub(super) fn parameters(product: &Product, src: &[[u8; 64]], out: &mut [[u8; 64]]) {
+    match *product {
+        Product::Affine { stored: Float::F32, .. } => out.copy_from_slice(src),
+        Product::Affine { stored: Float::Bf16, .. } => {
+            for (src, out) in src.iter().zip(out.chunks_mut(2)) {
+                let dwords = load(src);
+                store(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(dwords)), &mut out[0]);
+                if let Some(out) = out.get_mut(1) {
+                    let high = _mm512_and_si512(dwords, _mm512_set1_epi32(0xffff_0000u32 as i32));
+                    store(_mm512_castsi512_ps(high), out);
+                }
+            }
+        }
+        Product::Affine { stored: Float::F16, .. } => {
+            for (src, out) in src.iter().zip(out.chunks_mut(2)) {
+                let mut rest = load(src);
+                for out in out {
+                    store(_mm512_cvtph_ps(_mm512_cvtepi32_epi16(rest)), out);
+                    rest = _mm512_srli_epi32::<16>(rest);
+                }
+            }
+        }
+        Product::Mxfp4 => {
+            for (src, out) in src.iter().zip(out.chunks_mut(4)) {
+                let mut rest = load(src);
+                for out in out {
+                    store(_mm512_mul_ps(e8m0(rest), _mm512_set1_ps(0.5)), out);
+                    rest = _mm512_srli_epi32::<8>(rest);
+                }
+            }
+        }
+        Product::Nvfp4 => {
+            for (src, out) in src.iter().zip(out.chunks_mut(4)) {
+                let mut rest = load(src);
+                for out in out {
+                    store(_mm512_mul_ps(e4m3(rest), _mm512_set1_ps(0.5)), out);
+                    rest = _mm512_srli_epi32::<8>(rest);
+                }
+            }
+        }
+    }
+}
+
+/// The values of the low bytes: `num::fp8::e8m0_to_f32`.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn e8m0(dwords: __m512i) -> __m512 {
+    let bytes = _mm512_and_si512(dwords, _mm512_set1_epi32(0xff));
+    let least = _mm512_cmpeq_epi32_mask(bytes, _mm512_setzero_si512());
+    _mm512_castsi512_ps(_mm512_mask_mov_epi32(_mm512_slli_epi32::<23>(bytes), least, _mm512_set1_epi32(1 << 22)))
+}
+
+/// The values of the low bytes: `num::fp8::e4m3_to_f32`.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn e4m3(dwords: __m512i) -> __m512 {
+    let magnitudes = _mm512_and_si512(dwords, _mm512_set1_epi32(0x7f));
+    let sign = _mm512_slli_epi32::<24>(_mm512_and_si512(dwords, _mm512_set1_epi32(0x80)));
+    // Exponents of eight bits have a bias larger by 120.
+    let rebias = _mm512_castsi512_ps(_mm512_set1_epi32((120 + 127) << 23));
+    let values = _mm512_mul_ps(_mm512_castsi512_ps(_mm512_slli_epi32::<20>(magnitudes)), rebias);
+    let nan = _mm512_cmpeq_epi32_mask(magnitudes, _mm512_set1_epi32(0x7f));
+    let values = _mm512_mask_mov_epi32(_mm512_castps_si512(values), nan, _mm512_set1_epi32(0x7fc0_0000));
+    _mm512_castsi512_ps(_mm512_or_si512(values, sign))
+}
+
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn load(src: &[u8; 64]) -> __m512i {
+    // SAFETY: 64 bytes are read from an array of 64.
+    #[expect(unsafe_code, reason = "a load")]
+    unsafe {
+        _mm512_loadu_si512(src.as_ptr().cast())
+    }
+}
+
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn store(values: __m512, out: &mut [u8; 64]) {
+    // SAFETY: 64 bytes are written to an array of 64.
+    #[expect(unsafe_code, reason = "a store")]
+    unsafe {
+        _mm512_storeu_ps(out.as_mut_ptr().cast(), values);
+    }
+}
