@@ -1,6 +1,6 @@
 //! The bodies with AVX2, but for sums by `maddubs`. `fma` is left out on purpose: nothing may contract.
 
-use super::maddubs;
+use super::{maddubs, rows256};
 
 super::instances!(crate::kernel::Isa::Avx2, "avx2");
 
@@ -10,6 +10,10 @@ pub(super) static KERNELS: Kernels = Kernels {
     accumulate: |product, panels, inputs, _, acc| {
         // SAFETY: the table is reached only through `x86::available`, which detected the features.
         unsafe { maddubs::accumulate(product, panels, inputs, acc) }
+    },
+    accumulate_rows: |product, rows, inputs, acc| {
+        // SAFETY: as above.
+        unsafe { rows256::accumulate(product, rows, inputs, acc) }
     },
     ..BODIES
 };

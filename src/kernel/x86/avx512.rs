@@ -3,7 +3,7 @@
 
 use crate::kernel::Isa;
 
-use super::{maddubs, parameters, rows, tile, vnni};
+use super::{maddubs, parameters, rows, rows256, tile, vnni};
 
 super::instances!(Isa::Avx512, "avx512f,avx512bw,avx512dq,avx512vl");
 
@@ -21,6 +21,10 @@ const TABLE: Kernels = Kernels {
     accumulate: |product, panels, inputs, _, acc| {
         // SAFETY: as above; AVX-512 has AVX2 in it.
         unsafe { maddubs::accumulate(product, panels, inputs, acc) }
+    },
+    accumulate_rows: |product, rows, inputs, acc| {
+        // SAFETY: as above.
+        unsafe { rows256::accumulate(product, rows, inputs, acc) }
     },
     ..BODIES
 };

@@ -88,7 +88,7 @@ fn integers<const W: usize, const WIDE: bool>(
 /// Four products of each lane, added.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn products<const WIDE: bool>(codes: __m256i, x: __m256i) -> __m256i {
+pub(super) fn products<const WIDE: bool>(codes: __m256i, x: __m256i) -> __m256i {
     let ones = _mm256_set1_epi16(1);
     if !WIDE {
         return _mm256_madd_epi16(_mm256_maddubs_epi16(codes, x), ones);

@@ -8,6 +8,7 @@ mod avx512;
 mod maddubs;
 mod parameters;
 mod rows;
+mod rows256;
 mod tile;
 mod vnni;
 
