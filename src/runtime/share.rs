@@ -10,20 +10,24 @@ use rayon::prelude::*;
 
 use crate::quant::operator::{Arithmetic, Inputs, Operator};
 
-/// Elements of a chunk: some ten microseconds of work, so that handing it out costs a few percent.
+/// Elements of a chunk at least: some ten microseconds of work, so that handing it out costs a few percent.
 const CHUNK: usize = 1 << 18;
 
-/// Chunks are multiples of so many rows, which kernels like to take together.
-const STRIDE: usize = 16;
+/// Chunks at most, as many as keep the threads of a large machine busy to the end: what a kernel asks for
+/// ahead is in vain where a chunk ends.
+const CHUNKS: usize = 64;
 
-/// Rows of a chunk of a matrix with rows of `cols`.
-pub(super) fn chunk_rows(cols: usize) -> usize {
-    (CHUNK / cols.max(1)).next_multiple_of(STRIDE).max(STRIDE)
+/// Chunks are multiples of so many rows, which kernels like to take together.
+const STRIDE: usize = 32;
+
+/// Rows of a chunk of a matrix.
+pub(super) fn chunk_rows(rows: usize, cols: usize) -> usize {
+    (CHUNK / cols.max(1)).max(rows / CHUNKS).next_multiple_of(STRIDE).max(STRIDE)
 }
 
 /// `y = x W^T` for `x.len() / cols` inputs; `y` is `[inputs, rows]`.
 pub(super) fn multiply(operator: &dyn Operator, x: &[f32], arithmetic: Arithmetic, y: &mut [f32]) {
-    let (rows, chunk) = (operator.rows(), chunk_rows(operator.cols()));
+    let (rows, chunk) = (operator.rows(), chunk_rows(operator.rows(), operator.cols()));
     if rows == 0 || x.is_empty() {
         y.fill(0.0);
     } else if rows <= chunk {
@@ -55,7 +59,7 @@ fn batch(operator: &dyn Operator, inputs: &Inputs<'_>, y: &mut [f32], chunk: usi
 
 /// The values of a range of rows.
 pub(super) fn decode(operator: &dyn Operator, rows: Range<usize>, out: &mut [f32]) {
-    let (cols, chunk) = (operator.cols(), chunk_rows(operator.cols()));
+    let (cols, chunk) = (operator.cols(), chunk_rows(rows.len(), operator.cols()));
     if rows.len() <= chunk {
         return operator.decode(rows, out);
     }

@@ -2,10 +2,14 @@
 //!
 //! Always: the bytes of `body::dot::tile`.
 
-use std::arch::x86_64::{
-    __m512i, _mm_loadu_si128, _mm512_and_si512, _mm512_broadcast_i32x4, _mm512_loadu_si512, _mm512_maskz_loadu_epi32,
-    _mm512_set1_epi8, _mm512_setzero_si512, _mm512_shuffle_epi8, _mm512_shuffle_i32x4, _mm512_srli_epi32,
-    _mm512_storeu_si512, _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
+use std::{
+    arch::x86_64::{
+        __m512i, _mm_loadu_si128, _mm512_and_si512, _mm512_broadcast_i32x4, _mm512_loadu_si512,
+        _mm512_maskz_loadu_epi32, _mm512_set1_epi8, _mm512_setzero_si512, _mm512_shuffle_epi8, _mm512_shuffle_i32x4,
+        _mm512_srli_epi32, _mm512_storeu_si512, _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32,
+        _mm512_unpacklo_epi64,
+    },
+    mem::MaybeUninit,
 };
 
 use crate::kernel::{
@@ -31,26 +35,39 @@ pub(super) fn tile(tiling: &Tiling, src: &[u8], out: &mut [[u8; 64]]) {
 #[target_feature(enable = "avx512f,avx512bw")]
 fn planes<const PLANES: usize, const BITS: u32, const E: bool>(tiling: &Tiling, src: &[u8], out: &mut [[u8; 64]]) {
     let (blocks, tail) = out.as_chunks_mut::<PLANES>().0.as_chunks_mut::<LANES>();
+    let (near, blocks) = blocks.as_chunks_mut::<NEAR>();
     let mut at = 0;
-    let mut near = [[[0; 64]; NEAR + 1]; LANES];
-    for blocks in blocks.chunks_mut(NEAR) {
-        for row in 0..tiling.rows {
-            let src = src[row * tiling.stride + at..][..64 * blocks.len()].as_chunks::<64>().0;
-            for i in 0..src.len() {
-                store(load(&src[i]), &mut near[row][i]);
-            }
+    for blocks in near {
+        let mut bytes = [const { MaybeUninit::<[[u8; 64]; NEAR + 1]>::uninit() }; LANES];
+        for row in 0..LANES {
+            bytes[row].write(if row < tiling.rows {
+                let lines: &[[u8; 64]; NEAR] = &src[row * tiling.stride + at..].as_chunks().0.as_chunks().0[0];
+                [lines[0], lines[1], lines[2], lines[3], lines[3]]
+            } else {
+                [[0; 64]; NEAR + 1]
+            });
         }
-        for i in 0..blocks.len() {
+        // SAFETY: every row was written.
+        #[expect(unsafe_code, reason = "zeros first would cost as much as the rest")]
+        let bytes = bytes.each_ref().map(|row| unsafe { row.assume_init_ref() });
+        for i in 0..NEAR {
             let mut rows = [_mm512_setzero_si512(); LANES];
             for row in 0..LANES {
-                rows[row] = load(&near[row][i]);
+                rows[row] = load(&bytes[row][i]);
             }
             let dwords = transposed(rows);
             for d in 0..LANES {
                 split::<PLANES, BITS, E>(dwords[d], &mut blocks[i][d]);
             }
         }
-        at += 64 * blocks.len();
+        at += 64 * NEAR;
+    }
+    for block in blocks {
+        let dwords = transposed(partial(tiling, src, at, LANES));
+        for d in 0..LANES {
+            split::<PLANES, BITS, E>(dwords[d], &mut block[d]);
+        }
+        at += 64;
     }
     if !tail.is_empty() {
         let dwords = transposed(partial(tiling, src, at, tail.len()));
