@@ -30,6 +30,9 @@ BASE = dict(
 FAMILIES = {
     "llama": dict(BASE, architectures=["LlamaForCausalLM"], model_type="llama", tie_word_embeddings=False),
     "qwen2": dict(BASE, architectures=["Qwen2ForCausalLM"], model_type="qwen2", tie_word_embeddings=True),
+    "mistral": dict(
+        BASE, architectures=["MistralForCausalLM"], model_type="mistral", tie_word_embeddings=False, sliding_window=None,
+    ),
     "qwen3": dict(BASE, architectures=["Qwen3ForCausalLM"], model_type="qwen3", tie_word_embeddings=False, head_dim=32),
     "gemma": dict(BASE, architectures=["GemmaForCausalLM"], model_type="gemma", head_dim=32, hidden_act="gelu"),
     "gemma2": dict(BASE, architectures=["Gemma2ForCausalLM"], model_type="gemma2", head_dim=32, hidden_act="gelu_pytorch_tanh"),

@@ -29,6 +29,7 @@ CASES = [
     ("llama", dict(rope_scaling=LLAMA3, max_position_embeddings=1024)),
     ("llama", dict(rope_scaling=dict(type="linear", factor=4.0), num_key_value_heads=1, head_dim=20)),
     ("llama", dict(tie_word_embeddings=True)),
+    ("mistral", {}),
     ("qwen2", {}),
     ("qwen3", {}),
 ]
