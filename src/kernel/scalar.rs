@@ -18,5 +18,5 @@ pub(super) static KERNELS: Kernels = Kernels {
     tile: |tiling, src, out| body::dot::tile(tiling, src, out),
     parameters: |product, src, out| body::dot::parameters(product, src, out),
     accumulate: |product, panels, inputs, acc| body::dot::accumulate(product, panels, inputs, acc),
-    multiply: |cols, w, x, y| body::dot::product(cols, w, x, y),
+    multiply: |cols, w, x, y| body::multiply::product(cols, w, x, y),
 };

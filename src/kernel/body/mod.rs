@@ -17,6 +17,7 @@ pub(super) mod dot;
 pub(super) mod exponent;
 pub(super) mod finite;
 pub(super) mod microscaling;
+pub(super) mod multiply;
 pub(super) mod pack;
 
 use crate::{

@@ -81,7 +81,7 @@ macro_rules! instances {
 
         #[target_feature(enable = $features)]
         fn multiply(cols: usize, w: &[f32], x: &[f32], y: &mut [f32]) {
-            body::dot::product(cols, w, x, y);
+            body::multiply::product(cols, w, x, y);
         }
 
         #[target_feature(enable = $features)]
