@@ -120,7 +120,7 @@ impl Matrix {
                 int8 += unit * (x.abs() + scale) * (2.0 * code + bias);
             }
         }
-        let exact = (cols as f64 / 8.0 + 8.0) * 2f64.powi(-24) * magnitude;
+        let exact = (cols as f64 / 16.0 + 6.0) * 2f64.powi(-24) * magnitude;
         (sum, [exact, int8.max(exact)])
     }
 
