@@ -32,7 +32,7 @@ pub(in crate::kernel) fn product<S: Sixteen, const ROWS: usize, const INPUTS: us
     let rows = w.len() / cols;
     let (most, rest) = w.split_at(rows / ROWS * ROWS * cols);
     let (mut sums, mut single) = ([[[0.0; LANES]; ROWS]; PANEL], [[[0.0; LANES]; 1]; PANEL]);
-    for (x, y) in x.chunks(PANEL * cols).zip(y.chunks_mut(PANEL * rows)) {
+    for (x, y) in x.chunks(PANEL * cols).zip(y.chunks_mut((PANEL * rows).max(1))) {
         let inputs = x.len() / cols;
         for (at, w) in most.chunks_exact(ROWS * cols).enumerate() {
             band::<S, ROWS, INPUTS>(lanes, cols, w, x, &mut sums);
