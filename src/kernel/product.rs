@@ -361,18 +361,6 @@ impl Kernels {
         }
         (self.parameters)(product, room, out);
     }
-
-    /// `y[b, r] = w[r] . x[b]` in f32, `[inputs, rows]`: sixteen partial sums, column c in the sum
-    /// c mod 16, added by halves.
-    ///
-    /// # Panics
-    /// If the lengths do not fit together.
-    pub fn multiply(&self, cols: usize, w: &[f32], x: &[f32], y: &mut [f32]) {
-        assert!(cols > 0 && w.len().is_multiple_of(cols), "{} elements are no whole rows of {cols}", w.len());
-        assert!(x.len().is_multiple_of(cols), "{} elements are no whole inputs of {cols}", x.len());
-        assert_eq!(y.len(), w.len() / cols * (x.len() / cols), "room for the outputs of every input");
-        (self.multiply)(cols, w, x, y);
-    }
 }
 
 fn check_product(product: &Product, cols: usize) {

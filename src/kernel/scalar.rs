@@ -1,13 +1,18 @@
 //! The bodies at the target's baseline: the reference that every other table must equal.
 
-use super::{Isa, Kernels, body};
+use super::{
+    Isa, Kernels,
+    body::{self, sixteen::Plain},
+};
 
 pub(super) static KERNELS: Kernels = Kernels {
     isa: Isa::Scalar,
     quantize_affine: |job, src, codes, scales, biases| body::affine::quantize(job, src, codes, scales, biases),
-    dequantize_affine: |job, codes, scales, biases, out| body::affine::dequantize(job, codes, scales, biases, out),
+    dequantize_affine: |job, codes, scales, biases, out| {
+        body::affine::dequantize(Plain, job, codes, scales, biases, out);
+    },
     quantize_micro: |job, src, codes, scales| body::microscaling::quantize(job, src, codes, scales),
-    dequantize_micro: |job, codes, scales, out| body::microscaling::dequantize(job, codes, scales, out),
+    dequantize_micro: |job, codes, scales, out| body::microscaling::dequantize(Plain, job, codes, scales, out),
     cast: |job, src, out| body::cast::cast(job, src, out),
     not_finite: |float, src| body::finite::not_finite(float, src),
     dense: |job, a, b, c| body::attention::dense(job, a, b, c),
@@ -19,5 +24,5 @@ pub(super) static KERNELS: Kernels = Kernels {
     parameters: |product, src, out| body::dot::parameters(product, src, out),
     accumulate: |product, panels, inputs, _, acc| body::dot::accumulate(product, panels, inputs, acc),
     accumulate_rows: |product, rows, inputs, acc| body::dot::accumulate_rows(product, rows, inputs, acc),
-    multiply: |cols, w, x, y| body::dot::product(cols, w, x, y),
+    multiply: |cols, w, x, y| body::multiply::product::<_, 1, 1>(Plain, cols, w, x, y),
 };

@@ -25,10 +25,11 @@ pub const fn e4m3_from_f32(x: f32) -> u8 {
 #[inline(always)]
 #[must_use]
 pub const fn e4m3_to_f32(x: u8) -> f32 {
-    let abs = (x & 0x7f) as u32;
-    let scaled = f32::from_bits(abs << 20) * f32::from_bits((120 + 127) << 23);
-    let magnitude = if abs == 0x7f { 0x7fc0_0000 } else { scaled.to_bits() };
-    f32::from_bits(magnitude | ((x & 0x80) as u32) << 24)
+    // The sign is the highest bit, exponent and mantissa stand in the place of f32's.
+    let placed = ((x.cast_signed() as i32) << 20).cast_unsigned() & 0x87f0_0000;
+    let sign = placed & 0x8000_0000;
+    let value = f32::from_bits(placed) * f32::from_bits((120 + 127) << 23);
+    if placed == sign | 0x07f0_0000 { f32::from_bits(sign | 0x7fc0_0000) } else { value }
 }
 
 /// The value of an e8m0 scale, `2^(x - 127)`: 0 is the subnormal 2^-127, and 255 is infinity, as

@@ -3,8 +3,7 @@
 use std::{path::Path, sync::Arc};
 
 use crate::{
-    kernel::{self, kernels},
-    quant::operator::Bytes,
+    quant::{format::widen, operator::Bytes},
     runtime::Error,
     tensor::{Float, TensorInfo},
 };
@@ -57,17 +56,5 @@ impl Tensor {
     /// An error about this tensor.
     pub(super) fn wrong(&self, why: impl Into<String>) -> Error {
         Error::Tensor { tensor: self.info.name.clone(), path: self.file.display().to_string(), why: why.into() }
-    }
-}
-
-/// The values of little-endian elements, exactly.
-///
-/// # Panics
-/// If `out` has room for another number of them.
-pub(super) fn widen(from: Float, bytes: &[u8], out: &mut [f32]) {
-    let job = kernel::Cast { from, to: Float::F32, plus_one: false };
-    kernels().cast(&job, bytes, bytemuck::cast_slice_mut(out));
-    if cfg!(target_endian = "big") {
-        out.iter_mut().for_each(|x| *x = f32::from_bits(x.to_bits().swap_bytes()));
     }
 }

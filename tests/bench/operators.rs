@@ -9,7 +9,11 @@
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main, measurement::WallTime};
 use quantfs::{
     kernel::{self, Flavour, Micro, MicroCode, ScaleRule, kernels},
-    quant::operator::{self, Arithmetic, Bytes, Operator},
+    quant::{
+        Weight,
+        format::cast::Cast,
+        operator::{self, Arithmetic, Bytes, Operator},
+    },
     tensor::Float,
 };
 use rayon::{ThreadPoolBuilder, prelude::*};
@@ -62,6 +66,11 @@ fn micro(code: MicroCode) -> Arc<dyn Operator> {
     kernels().quantize_micro(&job, &weights(), codes, scales);
     let parts = parts.map(|p| repeated(&p));
     Arc::new(operator::Micro::new(job, ROWS, COLS, &parts).unwrap())
+}
+
+fn dense() -> Arc<dyn Operator> {
+    let weight = Weight { stem: "dense".to_owned(), float: Float::Bf16, shape: vec![ROWS, COLS] };
+    Arc::new(operator::Decoded::new(Arc::new(Cast), weight, vec![repeated(&weights())]))
 }
 
 /// All rows, shared out in chunks; each chunk's outputs follow each other.
@@ -123,6 +132,7 @@ fn kinds() -> Vec<Kind> {
         let bytes = ROWS * (COLS / 8 * code.bits() as usize + COLS / code.group_size());
         kinds.push((format!("{code:?}"), bytes, Box::new(move || micro(code))));
     }
+    kinds.push(("bf16".to_owned(), ROWS * COLS * 2, Box::new(dense)));
     kinds
 }
 

@@ -147,6 +147,6 @@ def test_perplexity_is_torchs():
     trained = Path(TRAINED)
     reference = json.loads((trained / "reference.json").read_text())
     with mounted(trained, "--spec", "source") as view:
-        told = perplexity(view, trained / "eval.txt", timeout=3600)
+        told = perplexity(view, trained / "eval.txt", timeout=600)
     assert (told["stream_tokens"], told["scored_tokens"]) == (reference["stream_tokens"], reference["scored_tokens"])
     assert abs(told["perplexity"] / reference["perplexity"] - 1) < 1e-3

@@ -17,13 +17,12 @@ use crate::{
 use super::{
     BLOCK, ROUNDER, larger, narrow,
     pack::{pack, unpack},
-    round_to, smaller, widen,
+    sixteen::{LANES, Sixteen},
+    smaller, widen,
 };
 
 /// Groups of a block at most.
 const GROUPS: usize = BLOCK / 32;
-/// Lanes of the reductions: one 512-bit register.
-const LANES: usize = 16;
 /// Smallest scale of a group, from the reference.
 const EPSILON: f32 = 1e-7;
 
@@ -183,7 +182,14 @@ fn half_up(x: f32) -> u32 {
 
 /// `code * scale + bias` in the stored dtype: the product is rounded before the sum.
 #[inline(always)]
-pub(in crate::kernel) fn dequantize(job: &Affine, codes: &[u8], scales: &[u8], biases: &[u8], out: &mut [f32]) {
+pub(in crate::kernel) fn dequantize<S: Sixteen>(
+    lanes: S,
+    job: &Affine,
+    codes: &[u8],
+    scales: &[u8],
+    biases: &[u8],
+    out: &mut [f32],
+) {
     let mut coded = [0u8; BLOCK];
     let mut fits = Fits { scale: [0.0; GROUPS], bias: [0.0; GROUPS] };
     let per_block = BLOCK / job.group * job.stored.size();
@@ -193,12 +199,60 @@ pub(in crate::kernel) fn dequantize(job: &Affine, codes: &[u8], scales: &[u8], b
         unpack(job.bits, codes, coded);
         widen(job.stored, scales, &mut fits.scale);
         widen(job.stored, biases, &mut fits.bias);
-        let groups = values.chunks_exact_mut(job.group).zip(coded.chunks_exact(job.group));
-        for ((group, coded), (&scale, &bias)) in groups.zip(fits.scale.iter().zip(&fits.bias)) {
-            group.iter_mut().zip(coded).for_each(|(v, &q)| *v = f32::from(q) * scale);
-            round_to(job.stored, group);
-            group.iter_mut().for_each(|v| *v += bias);
-            round_to(job.stored, group);
+        match job.stored {
+            Float::Bf16 => decode(lanes, job, coded, &fits, values, to_bf16),
+            Float::F16 => decode(lanes, job, coded, &fits, values, to_f16),
+            Float::F32 => decode(lanes, job, coded, &fits, values, |x| x),
         }
     }
+}
+
+/// The values of a block's codes. Those of a narrow code are computed once for a group.
+#[inline(always)]
+fn decode<S: Sixteen>(
+    lanes: S,
+    job: &Affine,
+    coded: &[u8],
+    fits: &Fits,
+    values: &mut [f32],
+    round: impl Fn(f32) -> f32,
+) {
+    let groups = values.chunks_exact_mut(job.group).zip(coded.chunks_exact(job.group));
+    for ((values, coded), (&scale, &bias)) in groups.zip(fits.scale.iter().zip(&fits.bias)) {
+        if job.bits <= 4 {
+            let mut table = [0f32; LANES];
+            for i in 0..LANES {
+                table[i] = round(round(CODES[i] * scale) + bias);
+            }
+            for (run, coded) in values.as_chunks_mut::<LANES>().0.iter_mut().zip(coded.as_chunks::<LANES>().0) {
+                lanes.store(lanes.pick(&table, coded), run);
+            }
+        } else {
+            for (value, &code) in values.iter_mut().zip(coded) {
+                *value = round(round(f32::from(code) * scale) + bias);
+            }
+        }
+    }
+}
+
+/// The narrow codes as numbers.
+const CODES: [f32; LANES] = [0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.];
+
+/// Rounds to bfloat16. That a NaN is one holds for those of bfloat16 parameters, whose low bits are zeros.
+#[inline(always)]
+fn to_bf16(x: f32) -> f32 {
+    let bits = x.to_bits();
+    f32::from_bits(bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) & 0xffff_0000)
+}
+
+/// Rounds to half.
+#[inline(always)]
+fn to_f16(x: f32) -> f32 {
+    let bits = x.to_bits();
+    let abs = bits & 0x7fff_ffff;
+    let normal = f32::from_bits(abs.wrapping_add(0xfff + ((abs >> 13) & 1)) & !0x1fff);
+    let subnormal = (f32::from_bits(abs) + 0.5) - 0.5;
+    let finite = if abs < (127 - 14) << 23 { subnormal } else { normal };
+    let magnitude = if abs >= 0x477f_f000 { f32::from_bits(abs) + f32::INFINITY } else { finite };
+    f32::from_bits(magnitude.to_bits() | bits & 0x8000_0000)
 }

@@ -5,7 +5,11 @@
 //! [`crate::num`]; one that is widened keeps sign and payload and becomes quiet, but for bfloat16 to
 //! f32, which is a shift.
 
-use crate::kernel::Cast;
+use crate::{
+    kernel::Cast,
+    num::{bf16_to_f32, f16_to_f32},
+    tensor::Float,
+};
 
 use super::{BLOCK, narrow, round_to, widen};
 
@@ -13,6 +17,13 @@ use super::{BLOCK, narrow, round_to, widen};
 pub(in crate::kernel) fn cast(job: &Cast, src: &[u8], out: &mut [u8]) {
     if job.from == job.to && !job.plus_one {
         out.copy_from_slice(src);
+        return;
+    }
+    if job.to == Float::F32 && !job.plus_one {
+        match job.from {
+            Float::Bf16 => widen_to(src, out, bf16_to_f32),
+            _ => widen_to(src, out, f16_to_f32),
+        }
         return;
     }
     let mut values = [0f32; BLOCK];
@@ -25,6 +36,13 @@ pub(in crate::kernel) fn cast(job: &Cast, src: &[u8], out: &mut [u8]) {
             round_to(job.from, values);
         }
         narrow(job.to, values, out);
+    }
+}
+
+#[inline(always)]
+fn widen_to(src: &[u8], out: &mut [u8], value: impl Fn(u16) -> f32) {
+    for (to, from) in out.as_chunks_mut::<4>().0.iter_mut().zip(src.as_chunks::<2>().0) {
+        *to = value(u16::from_le_bytes(*from)).to_le_bytes();
     }
 }
 

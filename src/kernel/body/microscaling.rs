@@ -24,7 +24,9 @@ use crate::{
 use super::{
     BLOCK, exponent, larger,
     pack::{pack, unpack},
-    round_to, widen,
+    round_to,
+    sixteen::{LANES, Sixteen},
+    widen,
 };
 
 /// Groups of a block at most.
@@ -290,26 +292,66 @@ fn unusual_metal(job: &Micro, group: &[f32], coded: &mut [u8]) -> u8 {
 
 /// `value(code) * value(scale)`, a product that f32 holds exactly in its normal range.
 #[inline(always)]
-pub(in crate::kernel) fn dequantize(job: &Micro, codes: &[u8], scales: &[u8], out: &mut [f32]) {
+pub(in crate::kernel) fn dequantize<S: Sixteen>(lanes: S, job: &Micro, codes: &[u8], scales: &[u8], out: &mut [f32]) {
     let (group, bits) = (job.code.group_size(), job.code.bits());
     let mut coded = [0u8; BLOCK];
+    let mut factors = [0f32; GROUPS];
     let blocks = out.chunks_mut(BLOCK).zip(codes.chunks(BLOCK / 8 * bits as usize));
     for ((values, codes), scales) in blocks.zip(scales.chunks(BLOCK / group)) {
         let coded = &mut coded[..values.len()];
         unpack(bits, codes, coded);
-        for ((values, coded), &scale) in values.chunks_exact_mut(group).zip(coded.chunks_exact(group)).zip(scales) {
-            match job.code {
-                MicroCode::Mxfp4 => decode_group(values, coded, e8m0_to_f32(scale), fp4::e2m1_to_f32),
-                MicroCode::Mxfp8 => decode_group(values, coded, e8m0_to_f32(scale), e4m3_to_f32),
-                MicroCode::Nvfp4 => decode_group(values, coded, e4m3_to_f32(scale), fp4::e2m1_to_f32),
+        match job.code {
+            MicroCode::Nvfp4 => each(scales, &mut factors, e4m3_to_f32),
+            MicroCode::Mxfp4 | MicroCode::Mxfp8 => each(scales, &mut factors, e8m0_to_f32),
+        }
+        match job.code {
+            MicroCode::Mxfp4 => decode::<S, 2>(lanes, coded, &factors, values),
+            MicroCode::Nvfp4 => decode::<S, 1>(lanes, coded, &factors, values),
+            MicroCode::Mxfp8 => {
+                each(coded, values, e4m3_to_f32);
+                multiply(lanes, &factors, values);
             }
         }
     }
 }
 
 #[inline(always)]
-fn decode_group(values: &mut [f32], coded: &[u8], scale: f32, value: impl Fn(u8) -> f32) {
-    for (v, &q) in values.iter_mut().zip(coded) {
-        *v = value(q) * scale;
+fn each(codes: &[u8], values: &mut [f32], value: impl Fn(u8) -> f32) {
+    for (v, &code) in values.iter_mut().zip(codes) {
+        *v = value(code);
+    }
+}
+
+/// Groups of e2m1, each of so many sixteens.
+#[inline(always)]
+fn decode<S: Sixteen, const SIXTEENS: usize>(lanes: S, coded: &[u8], factors: &[f32], values: &mut [f32]) {
+    let groups = values.as_chunks_mut::<LANES>().0.as_chunks_mut::<SIXTEENS>().0;
+    let coded = coded.as_chunks::<LANES>().0.as_chunks::<SIXTEENS>().0;
+    for ((values, coded), &factor) in groups.iter_mut().zip(coded).zip(factors) {
+        for (values, coded) in values.iter_mut().zip(coded) {
+            lanes.store(lanes.times(lanes.pick(&E2M1, coded), factor), values);
+        }
+    }
+}
+
+/// The value of each code of e2m1.
+const E2M1: [f32; LANES] = {
+    let mut all = [0.0; LANES];
+    let mut code = 0;
+    while code < 16 {
+        all[code as usize] = fp4::e2m1_to_f32(code);
+        code += 1;
+    }
+    all
+};
+
+/// Multiplies groups of two sixteens, each by its factor.
+#[inline(always)]
+fn multiply<S: Sixteen>(lanes: S, factors: &[f32], values: &mut [f32]) {
+    let groups = values.as_chunks_mut::<LANES>().0.as_chunks_mut::<2>().0;
+    for (values, &factor) in groups.iter_mut().zip(factors) {
+        for values in values {
+            lanes.store(lanes.times(lanes.load(values), factor), values);
+        }
     }
 }

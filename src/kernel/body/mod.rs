@@ -17,7 +17,9 @@ pub(super) mod dot;
 pub(super) mod exponent;
 pub(super) mod finite;
 pub(super) mod microscaling;
+pub(super) mod multiply;
 pub(super) mod pack;
+pub(super) mod sixteen;
 
 use crate::{
     num::{bf16_from_f32, bf16_to_f32, f16_from_f32, f16_to_f32},

@@ -1,8 +1,8 @@
 //! The bodies with AVX2, but for sums by `maddubs`. `fma` is left out on purpose: nothing may contract.
 
-use super::{maddubs, rows256};
+use super::{maddubs, rows256, sixteen::Avx2};
 
-super::instances!(crate::kernel::Isa::Avx2, "avx2");
+super::instances!(crate::kernel::Isa::Avx2, "avx2", Avx2, 2 x 2);
 
 /// Private to `x86`, which hands it out where the features were detected.
 #[expect(unsafe_code, reason = "calls from undetected to detected code")]

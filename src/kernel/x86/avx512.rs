@@ -3,9 +3,9 @@
 
 use crate::kernel::Isa;
 
-use super::{maddubs, parameters, rows, rows256, tile, vnni};
+use super::{maddubs, parameters, rows, rows256, sixteen::Avx512, tile, vnni};
 
-super::instances!(Isa::Avx512, "avx512f,avx512bw,avx512dq,avx512vl");
+super::instances!(Isa::Avx512, "avx512f,avx512bw,avx512dq,avx512vl", Avx512, 4 x 4);
 
 /// Private to `x86`, which hands it out where the features were detected.
 #[expect(unsafe_code, reason = "calls from undetected to detected code")]

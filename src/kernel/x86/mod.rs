@@ -9,6 +9,7 @@ mod maddubs;
 mod parameters;
 mod rows;
 mod rows256;
+mod sixteen;
 mod tile;
 mod vnni;
 
@@ -18,7 +19,7 @@ use super::{Ahead, Kernels};
 
 /// Stamps the bodies as functions with target features, and the table of them.
 macro_rules! instances {
-    ($isa:expr, $features:literal) => {
+    ($isa:expr, $features:literal, $sixteen:ident, $rows:literal x $inputs:literal) => {
         use crate::{
             kernel::{Affine, Cast, Dense, Inputs, Kernels, Micro, Panel, Product, Rows, Tiling, body},
             tensor::Float,
@@ -31,7 +32,7 @@ macro_rules! instances {
 
         #[target_feature(enable = $features)]
         fn dequantize_affine(job: &Affine, codes: &[u8], scales: &[u8], biases: &[u8], out: &mut [f32]) {
-            body::affine::dequantize(job, codes, scales, biases, out);
+            body::affine::dequantize($sixteen::new(), job, codes, scales, biases, out);
         }
 
         #[target_feature(enable = $features)]
@@ -41,7 +42,7 @@ macro_rules! instances {
 
         #[target_feature(enable = $features)]
         fn dequantize_micro(job: &Micro, codes: &[u8], scales: &[u8], out: &mut [f32]) {
-            body::microscaling::dequantize(job, codes, scales, out);
+            body::microscaling::dequantize($sixteen::new(), job, codes, scales, out);
         }
 
         #[target_feature(enable = $features)]
@@ -86,7 +87,7 @@ macro_rules! instances {
 
         #[target_feature(enable = $features)]
         fn multiply(cols: usize, w: &[f32], x: &[f32], y: &mut [f32]) {
-            body::dot::product(cols, w, x, y);
+            body::multiply::product::<_, $rows, $inputs>($sixteen::new(), cols, w, x, y);
         }
 
         #[target_feature(enable = $features)]

@@ -59,10 +59,15 @@ fn with_cols(weight: &Weight, cols: usize) -> Vec<usize> {
 }
 
 /// The values of little-endian elements, exactly.
-fn widen(from: Float, bytes: &[u8], out: &mut [f32]) {
-    let mut wide = vec![0; out.len() * 4];
-    kernels().cast(&kernel::Cast { from, to: Float::F32, plus_one: false }, bytes, &mut wide);
-    out.iter_mut().zip(wide.as_chunks::<4>().0).for_each(|(x, b)| *x = f32::from_le_bytes(*b));
+///
+/// # Panics
+/// If `out` has room for another number of them.
+pub(crate) fn widen(from: Float, bytes: &[u8], out: &mut [f32]) {
+    let job = kernel::Cast { from, to: Float::F32, plus_one: false };
+    kernels().cast(&job, bytes, bytemuck::cast_slice_mut(out));
+    if cfg!(target_endian = "big") {
+        out.iter_mut().for_each(|x| *x = f32::from_bits(x.to_bits().swap_bytes()));
+    }
 }
 
 /// Values rounded half to even to little-endian elements.

@@ -15,7 +15,7 @@ use std::{ops::Range, sync::Arc};
 use crate::{
     quant::{
         Axis, Banding, Content, Facts, Module, Part, Recognized, Scheme, Unsupported, Weight,
-        operator::{Arithmetic, Bytes, Operator, dot},
+        operator::{Arithmetic, Bytes, Operator, exact},
     },
     tensor::{Dtype, Float, Rows},
 };
@@ -158,15 +158,7 @@ impl Operator for Product {
     }
 
     fn multiply(&self, rows: Range<usize>, x: &[f32], _: Arithmetic, y: &mut [f32]) {
-        let count = rows.len();
-        assert_eq!(y.len(), x.len() / self.cols * count, "room for {count} outputs of each input");
-        let mut values = vec![0.0; self.cols];
-        for (at, row) in rows.enumerate() {
-            self.decode(row..row + 1, &mut values);
-            for (x, y) in x.chunks_exact(self.cols).zip(y.chunks_exact_mut(count)) {
-                y[at] = dot(&values, x);
-            }
-        }
+        exact(self, rows, x, y);
     }
 }
 

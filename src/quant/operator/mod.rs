@@ -1,7 +1,7 @@
 //! Operators: a quantized matrix that computes where it lies.
 //!
 //! An [`Operator`] owns shares of the bytes of a weight's parts and multiplies with them; nothing is
-//! decoded ahead of time. Every scheme has one: [`Decoded`] decodes rows and dots them, and a scheme
+//! decoded ahead of time. Every scheme has one: [`Decoded`] decodes rows and multiplies them, and a scheme
 //! with a kernel of its own overrides [`Scheme::operator`].
 //!
 //! Knows no file. Results do not depend on how rows are shared out among threads.
@@ -72,9 +72,9 @@ impl Debug for Bytes {
 /// How products are computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Arithmetic {
-    /// With the activations in f32 and the weights as the decoder gives them. Sixteen partial sums (or
-    /// eight, see [`Decoded`]) in a fixed order: with n columns, the error against exact arithmetic
-    /// is at most `(n / 8 + 8) * 2^-24 * sum |w x|`.
+    /// With the activations in f32 and the weights as the decoder gives them. Sixteen partial sums in a
+    /// fixed order: with n columns, the error against exact arithmetic is at most
+    /// `(n / 16 + 6) * 2^-24 * sum |w x|`.
     Exact,
     /// With the activations quantized to int8 per group, where the operator has such a kernel; exact
     /// otherwise. Products of codes are integers; their sums are scaled and added per group in f32.
@@ -159,8 +159,9 @@ pub trait Operator: Send + Sync + Debug {
 /// Elements that are decoded before they meet the inputs: half of a second-level cache.
 const DECODED: usize = 1 << 16;
 
-/// Products in f32 with rows as the decoder gives them, some at a time.
-fn exact(operator: &dyn Operator, rows: Range<usize>, x: &[f32], y: &mut [f32]) {
+/// Products in f32 with rows as the decoder gives them, some at a time: all that an operator without a
+/// kernel of its own needs.
+pub(in crate::quant) fn exact(operator: &dyn Operator, rows: Range<usize>, x: &[f32], y: &mut [f32]) {
     let (cols, count) = (operator.cols(), rows.len());
     let inputs = x.len() / cols;
     assert_eq!(y.len(), inputs * count, "room for {count} outputs of each input");
@@ -177,7 +178,7 @@ fn exact(operator: &dyn Operator, rows: Range<usize>, x: &[f32], y: &mut [f32]) 
     }
 }
 
-/// The operator of any scheme: decodes a row and dots it in f32, eight partial sums in a fixed order.
+/// The operator of any scheme: multiplies rows as the scheme decodes them, exactly under either arithmetic.
 #[derive(Debug)]
 pub struct Decoded {
     scheme: Arc<dyn Scheme>,
@@ -259,30 +260,6 @@ impl Operator for Decoded {
     }
 
     fn multiply(&self, rows: Range<usize>, x: &[f32], _: Arithmetic, y: &mut [f32]) {
-        let (cols, count) = (self.weight.cols(), rows.len());
-        assert_eq!(y.len(), x.len() / cols * count, "room for {count} outputs of each input");
-        let mut row = vec![0.0; cols];
-        for (at, r) in rows.enumerate() {
-            self.decode(r..r + 1, &mut row);
-            for (x, y) in x.chunks_exact(cols).zip(y.chunks_exact_mut(count)) {
-                y[at] = dot(&row, x);
-            }
-        }
+        exact(self, rows, x, y);
     }
-}
-
-/// The dot product in f32: eight partial sums, then pairs of them.
-#[must_use]
-pub fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut sums = [0f32; 8];
-    let (a8, a_rest) = a.as_chunks::<8>();
-    let (b8, b_rest) = b.as_chunks::<8>();
-    for (a, b) in a8.iter().zip(b8) {
-        for i in 0..8 {
-            sums[i] += a[i] * b[i];
-        }
-    }
-    let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
-    let [a, b, c, d, e, f, g, h] = sums;
-    ((a + e) + (b + f)) + ((c + g) + (d + h)) + rest
 }

@@ -14,8 +14,10 @@ use crate::runtime::model::{
     sampling::{largest, log_probabilities},
 };
 
-/// Positions whose logits are held at a time: a large vocabulary takes tens of megabytes for them.
-const SLAB: usize = 32;
+/// Logits that are held at a time, 16 MiB of them: the head is read once for each such slab.
+const SLAB: usize = 1 << 22;
+/// Positions of a slab at least: with a very large vocabulary, some tens of megabytes.
+const POSITIONS: usize = 32;
 
 /// The inputs of a stream, each with the tokens to predict: both have `context` tokens.
 pub fn inputs(stream: &[u32], context: usize) -> impl ExactSizeIterator<Item = (&[u32], &[u32])> {
@@ -73,9 +75,10 @@ pub fn score(
     }
     let states = decoder.states(input, &mut decoder.cache())?;
     let others = reference.map(|r| r.states(input, &mut r.cache())).transpose()?;
-    let width = |decoder: &Decoder| SLAB * decoder.config().hidden_size;
+    let slab = (SLAB / vocab).max(POSITIONS);
+    let width = |decoder: &Decoder| slab * decoder.config().hidden_size;
     let mut others = others.as_deref().zip(reference).map(|(states, r)| (states.chunks(width(r)), r));
-    for (states, targets) in states.chunks(width(decoder)).zip(targets.chunks(SLAB)) {
+    for (states, targets) in states.chunks(width(decoder)).zip(targets.chunks(slab)) {
         let logits = decoder.logits(states)?;
         let reference = match &mut others {
             Some((slabs, r)) => Some(r.logits(slabs.next().unwrap_or_default())?),

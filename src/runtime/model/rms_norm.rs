@@ -2,7 +2,7 @@
 //!
 //! Knows no layer; a row is normalized alone, so that heads are rows too.
 
-use crate::quant::operator::dot;
+use crate::kernel::kernels;
 
 /// A normalization with its weights.
 #[derive(Clone, Debug)]
@@ -21,8 +21,9 @@ impl RmsNorm {
     /// Normalizes rows in place; `rows` holds whole ones.
     pub fn normalize(&self, rows: &mut [f32]) {
         for row in rows.chunks_exact_mut(self.weight.len()) {
-            let mean = dot(row, row) / row.len() as f32;
-            let scale = 1.0 / (mean + self.eps).sqrt();
+            let mut sum = [0.0];
+            kernels().multiply(row.len(), row, row, &mut sum);
+            let scale = 1.0 / (sum[0] / row.len() as f32 + self.eps).sqrt();
             row.iter_mut().zip(&self.weight).for_each(|(x, w)| *x = *x * scale * w);
         }
     }
