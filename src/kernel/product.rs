@@ -85,7 +85,8 @@ impl Product {
         self.group() / self.planes()
     }
 
-    const fn parameter(&self) -> usize {
+    /// Bytes of a scale or bias as it is stored.
+    pub(super) const fn parameter(&self) -> usize {
         match self {
             Self::Affine { stored: Float::F32, .. } => 4,
             Self::Affine { .. } => 2,
@@ -342,24 +343,6 @@ impl Kernels {
         } else {
             panels::multiply(self, product, matrix, inputs, y);
         }
-    }
-
-    /// Scales or biases of sixteen rows at most as f32, `[group][row]`. `room` is used on the way.
-    fn parameters(&self, product: &Product, src: &[u8], rows: usize, room: &mut Vec<[u8; 64]>, out: &mut [[u8; 64]]) {
-        let bytes = src.len() / rows;
-        let dwords = bytes.div_ceil(4);
-        room.resize(dwords, [0; 64]);
-        if bytes.is_multiple_of(4) {
-            (self.tile)(&Tiling { stride: bytes, rows, planes: 1, e2m1: false }, src, room);
-        } else {
-            let mut whole = vec![0; rows * dwords * 4];
-            whole
-                .chunks_exact_mut(dwords * 4)
-                .zip(src.chunks_exact(bytes))
-                .for_each(|(to, from)| to[..bytes].copy_from_slice(from));
-            (self.tile)(&Tiling { stride: dwords * 4, rows, planes: 1, e2m1: false }, &whole, room);
-        }
-        (self.parameters)(product, room, out);
     }
 }
 

@@ -125,68 +125,26 @@ fn plane(tiling: &Tiling, dword: u32) -> [u8; 4] {
     if tiling.e2m1 { codes.map(|q| E2M1[usize::from(q & 15)]) } else { codes }
 }
 
-/// Scales or biases of sixteen rows as they are stored, four bytes of each row after the other, to
-/// little-endian f32, `[group][row]`; those of e2m1 halved, since its codes are twice the values.
+/// Scales or biases of up to sixteen rows, each row after the other, to little-endian f32, `[group][row]`;
+/// those of e2m1 halved, since its codes are twice the values. The places of rows that are not there are left
+/// as they are.
 #[inline(always)]
-pub(in crate::kernel) fn parameters(product: &Product, src: &[[u8; 64]], out: &mut [[u8; 64]]) {
+pub(in crate::kernel) fn parameters(product: &Product, src: &[u8], out: &mut [[u8; 64]]) {
     match *product {
-        Product::Affine { stored: Float::F32, .. } => out.copy_from_slice(src),
-        Product::Affine { stored: Float::Bf16, .. } => each::<2>(src, out, low_bf16),
-        Product::Affine { stored: Float::F16, .. } => each::<2>(src, out, low_f16),
-        Product::Mxfp4 => each::<4>(src, out, half_low_e8m0),
-        Product::Nvfp4 => each::<4>(src, out, half_low_e4m3),
+        Product::Affine { stored: Float::F32, .. } => each(src, out, f32::from_le_bytes),
+        Product::Affine { stored: Float::Bf16, .. } => each(src, out, |b| bf16_to_f32(u16::from_le_bytes(b))),
+        Product::Affine { stored: Float::F16, .. } => each(src, out, |b| f16_to_f32(u16::from_le_bytes(b))),
+        Product::Mxfp4 => each(src, out, |[b]| e8m0_to_f32(b) * 0.5),
+        Product::Nvfp4 => each(src, out, |[b]| e4m3_to_f32(b) * 0.5),
     }
 }
 
-// Functions, not closures: these would be compiled for the baseline.
-
+/// Values of `N` bytes to the lanes of their rows.
 #[inline(always)]
-fn low_bf16(dword: u32) -> f32 {
-    bf16_to_f32((dword & 0xffff) as u16)
-}
-
-#[inline(always)]
-fn low_f16(dword: u32) -> f32 {
-    f16_to_f32((dword & 0xffff) as u16)
-}
-
-#[inline(always)]
-fn half_low_e8m0(dword: u32) -> f32 {
-    e8m0_to_f32((dword & 0xff) as u8) * 0.5
-}
-
-#[inline(always)]
-fn half_low_e4m3(dword: u32) -> f32 {
-    e4m3_to_f32((dword & 0xff) as u8) * 0.5
-}
-
-/// The `N` values of each dword, each to a group of its own; `value` looks at the low bits only.
-#[inline(always)]
-fn each<const N: usize>(src: &[[u8; 64]], out: &mut [[u8; 64]], value: impl Fn(u32) -> f32 + Copy) {
-    let (whole, rest) = out.as_chunks_mut::<N>();
-    for (src, out) in src.iter().zip(&mut *whole) {
-        values(src, out, value);
-    }
-    if !rest.is_empty() {
-        let mut last = [[0; 64]; N];
-        values(&src[whole.len()], &mut last, value);
-        rest.copy_from_slice(&last[..rest.len()]);
-    }
-}
-
-#[inline(always)]
-fn values<const N: usize>(src: &[u8; 64], out: &mut [[u8; 64]; N], value: impl Fn(u32) -> f32) {
-    let mut dwords = [0; LANES];
-    for (dword, bytes) in dwords.iter_mut().zip(src.as_chunks::<4>().0) {
-        *dword = u32::from_le_bytes(*bytes);
-    }
-    for n in 0..N {
-        let mut values = [0.0; LANES];
-        for lane in 0..LANES {
-            values[lane] = value(dwords[lane] >> (32 / N * n));
-        }
-        for (out, value) in out[n].as_chunks_mut::<4>().0.iter_mut().zip(values) {
-            *out = value.to_le_bytes();
+fn each<const N: usize>(src: &[u8], out: &mut [[u8; 64]], value: impl Fn([u8; N]) -> f32) {
+    for (row, src) in src.as_chunks::<N>().0.chunks_exact(out.len()).enumerate() {
+        for (src, out) in src.iter().zip(&mut *out) {
+            out[row * 4..row * 4 + 4].copy_from_slice(&value(*src).to_le_bytes());
         }
     }
 }

@@ -15,7 +15,6 @@ struct Scratch {
     codes: Vec<[u8; 64]>,
     scales: Vec<[u8; 64]>,
     biases: Vec<[u8; 64]>,
-    room: Vec<[u8; 64]>,
     spread: Vec<u8>,
     /// `[block of inputs][panel][input][row]`
     sums: Vec<[f32; LANES]>,
@@ -29,7 +28,6 @@ impl Scratch {
             codes: vec![[0; 64]; PANELS * STRETCH / 4],
             scales: vec![[0; 64]; PANELS * groups],
             biases: vec![[0; 64]; biases],
-            room: vec![],
             spread: vec![0; LANES * STRETCH],
             sums: vec![[0.0; LANES]; count * PANELS],
         }
@@ -78,11 +76,11 @@ fn add(
     let panels = rows.div_ceil(LANES);
     for p in 0..panels {
         let of = p * LANES..rows.min((p + 1) * LANES);
-        let (count, coded) = (of.len(), band.rows(product, cols, of));
+        let coded = band.rows(product, cols, of);
         let place = p * groups..(p + 1) * groups;
-        kernels.parameters(product, coded.scales, count, &mut scratch.room, &mut scratch.scales[place.clone()]);
+        (kernels.parameters)(product, coded.scales, &mut scratch.scales[place.clone()]);
         if !coded.biases.is_empty() {
-            kernels.parameters(product, coded.biases, count, &mut scratch.room, &mut scratch.biases[place]);
+            (kernels.parameters)(product, coded.biases, &mut scratch.biases[place]);
         }
     }
     scratch.sums.fill([0.0; LANES]);

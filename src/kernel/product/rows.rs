@@ -7,7 +7,6 @@ const STRETCH: usize = 512;
 
 /// Room for a panel, used again and again.
 struct Scratch {
-    room: Vec<[u8; 64]>,
     scales: Vec<[u8; 64]>,
     biases: Vec<[u8; 64]>,
     spread: Vec<u8>,
@@ -20,7 +19,6 @@ impl Scratch {
         let groups = inputs.cols / product.group();
         let biases = if matches!(product, Product::Affine { .. }) { groups } else { 0 };
         Self {
-            room: vec![],
             scales: vec![[0; 64]; groups],
             biases: vec![[0; 64]; biases],
             spread: vec![0; LANES * STRETCH],
@@ -36,9 +34,9 @@ pub(super) fn multiply(kernels: &Kernels, product: &Product, matrix: &Coded<'_>,
     for first in (0..rows).step_by(LANES) {
         let count = LANES.min(rows - first);
         let coded = matrix.rows(product, inputs.cols, first..first + count);
-        kernels.parameters(product, coded.scales, count, &mut scratch.room, &mut scratch.scales);
+        (kernels.parameters)(product, coded.scales, &mut scratch.scales);
         if !coded.biases.is_empty() {
-            kernels.parameters(product, coded.biases, count, &mut scratch.room, &mut scratch.biases);
+            (kernels.parameters)(product, coded.biases, &mut scratch.biases);
         }
         scratch.sums.fill([0.0; LANES]);
         add(kernels, product, &coded, count, inputs, &mut scratch);

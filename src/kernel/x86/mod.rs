@@ -81,7 +81,7 @@ macro_rules! instances {
         }
 
         #[target_feature(enable = $features)]
-        fn parameters(product: &Product, src: &[[u8; 64]], out: &mut [[u8; 64]]) {
+        fn parameters(product: &Product, src: &[u8], out: &mut [[u8; 64]]) {
             body::dot::parameters(product, src, out);
         }
 

@@ -4,51 +4,67 @@
 
 use std::arch::x86_64::{
     __m512, __m512i, _mm512_and_si512, _mm512_castps_si512, _mm512_castsi512_ps, _mm512_cmpeq_epi32_mask,
-    _mm512_cvtepi32_epi16, _mm512_cvtph_ps, _mm512_loadu_si512, _mm512_mask_mov_epi32, _mm512_mul_ps, _mm512_or_si512,
-    _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_si512, _mm512_slli_epi32, _mm512_srli_epi32, _mm512_storeu_ps,
+    _mm512_cvtepi32_epi16, _mm512_cvtph_ps, _mm512_loadu_si512, _mm512_mask_mov_epi32, _mm512_maskz_loadu_epi8,
+    _mm512_mul_ps, _mm512_or_si512, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_si512, _mm512_slli_epi32,
+    _mm512_srli_epi32, _mm512_storeu_ps,
 };
 
-use crate::{kernel::Product, tensor::Float};
+use super::tile::transposed;
+use crate::{
+    kernel::{Product, body::dot::LANES},
+    tensor::Float,
+};
 
 /// `body::dot::parameters`.
-#[target_feature(enable = "avx512f")]
-pub(super) fn parameters(product: &Product, src: &[[u8; 64]], out: &mut [[u8; 64]]) {
-    match *product {
-        Product::Affine { stored: Float::F32, .. } => out.copy_from_slice(src),
-        Product::Affine { stored: Float::Bf16, .. } => {
-            for (src, out) in src.iter().zip(out.chunks_mut(2)) {
-                let dwords = load(src);
-                store(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(dwords)), &mut out[0]);
-                if let Some(out) = out.get_mut(1) {
-                    let high = _mm512_and_si512(dwords, _mm512_set1_epi32(0xffff_0000u32 as i32));
-                    store(_mm512_castsi512_ps(high), out);
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(super) fn parameters(product: &Product, src: &[u8], out: &mut [[u8; 64]]) {
+    let stride = out.len() * product.parameter();
+    let rows = src.len() / stride;
+    let groups = 64 / product.parameter();
+    for (at, out) in (0..stride).step_by(64).zip(out.chunks_mut(groups)) {
+        let mut held = [_mm512_setzero_si512(); LANES];
+        for (r, held) in held.iter_mut().enumerate().take(rows) {
+            let row = &src[r * stride + at..(r + 1) * stride];
+            *held = if let Some(line) = row.first_chunk() { load(line) } else { load_some(row) };
+        }
+        let dwords = transposed(held);
+        match *product {
+            Product::Affine { stored: Float::F32, .. } => {
+                for (dword, out) in dwords.into_iter().zip(out) {
+                    store(_mm512_castsi512_ps(dword), out);
                 }
             }
-        }
-        Product::Affine { stored: Float::F16, .. } => {
-            for (src, out) in src.iter().zip(out.chunks_mut(2)) {
-                let mut rest = load(src);
-                for out in out {
-                    store(_mm512_cvtph_ps(_mm512_cvtepi32_epi16(rest)), out);
-                    rest = _mm512_srli_epi32::<16>(rest);
+            Product::Affine { stored: Float::Bf16, .. } => {
+                for (dword, out) in dwords.into_iter().zip(out.chunks_mut(2)) {
+                    store(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(dword)), &mut out[0]);
+                    if let Some(out) = out.get_mut(1) {
+                        let high = _mm512_and_si512(dword, _mm512_set1_epi32(0xffff_0000_u32.cast_signed()));
+                        store(_mm512_castsi512_ps(high), out);
+                    }
                 }
             }
-        }
-        Product::Mxfp4 => {
-            for (src, out) in src.iter().zip(out.chunks_mut(4)) {
-                let mut rest = load(src);
-                for out in out {
-                    store(_mm512_mul_ps(e8m0(rest), _mm512_set1_ps(0.5)), out);
-                    rest = _mm512_srli_epi32::<8>(rest);
+            Product::Affine { stored: Float::F16, .. } => {
+                for (mut rest, out) in dwords.into_iter().zip(out.chunks_mut(2)) {
+                    for out in out {
+                        store(_mm512_cvtph_ps(_mm512_cvtepi32_epi16(rest)), out);
+                        rest = _mm512_srli_epi32::<16>(rest);
+                    }
                 }
             }
-        }
-        Product::Nvfp4 => {
-            for (src, out) in src.iter().zip(out.chunks_mut(4)) {
-                let mut rest = load(src);
-                for out in out {
-                    store(_mm512_mul_ps(e4m3(rest), _mm512_set1_ps(0.5)), out);
-                    rest = _mm512_srli_epi32::<8>(rest);
+            Product::Mxfp4 => {
+                for (mut rest, out) in dwords.into_iter().zip(out.chunks_mut(4)) {
+                    for out in out {
+                        store(_mm512_mul_ps(e8m0(rest), _mm512_set1_ps(0.5)), out);
+                        rest = _mm512_srli_epi32::<8>(rest);
+                    }
+                }
+            }
+            Product::Nvfp4 => {
+                for (mut rest, out) in dwords.into_iter().zip(out.chunks_mut(4)) {
+                    for out in out {
+                        store(_mm512_mul_ps(e4m3(rest), _mm512_set1_ps(0.5)), out);
+                        rest = _mm512_srli_epi32::<8>(rest);
+                    }
                 }
             }
         }
@@ -85,6 +101,18 @@ fn load(src: &[u8; 64]) -> __m512i {
     #[expect(unsafe_code, reason = "a load")]
     unsafe {
         _mm512_loadu_si512(src.as_ptr().cast())
+    }
+}
+
+/// Fewer bytes, then zeros.
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline]
+fn load_some(src: &[u8]) -> __m512i {
+    let mask = u64::MAX >> (64 - src.len());
+    // SAFETY: the mask reads only the bytes of the slice.
+    #[expect(unsafe_code, reason = "a load")]
+    unsafe {
+        _mm512_maskz_loadu_epi8(mask, src.as_ptr().cast())
     }
 }
 

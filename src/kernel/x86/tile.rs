@@ -138,7 +138,7 @@ fn store(value: __m512i, out: &mut [u8; 64]) {
 /// Dword i of row r becomes dword r of vector i: in pairs, in fours, then by quarters of registers.
 #[target_feature(enable = "avx512f")]
 #[inline]
-fn transposed(rows: [__m512i; LANES]) -> [__m512i; LANES] {
+pub(super) fn transposed(rows: [__m512i; LANES]) -> [__m512i; LANES] {
     let mut fours = [_mm512_setzero_si512(); LANES];
     for i in (0..LANES).step_by(4) {
         let [a, b, c, d] = [rows[i], rows[i + 1], rows[i + 2], rows[i + 3]];
