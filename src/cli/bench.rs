@@ -65,9 +65,9 @@ struct LayerArgs {
     #[arg(long, value_name = "N,...", value_delimiter = ',', default_values_t = INPUTS,
         value_parser = RangedU64ValueParser::<usize>::new().range(1..=4096))]
     inputs: Vec<usize>,
-    /// Activations in int8 or f32 [default: both]
-    #[arg(long, value_name = "int8|exact", value_parser = arithmetic)]
-    arithmetic: Option<Arithmetic>,
+    /// Activations in int8 or f32
+    #[arg(long, value_name = "int8|exact,...", value_delimiter = ',', default_value = "int8", value_parser = arithmetic)]
+    arithmetic: Vec<Arithmetic>,
     /// Outputs and inputs of a layer
     #[arg(long, value_name = "ROWSxCOLUMNS", value_parser = shape, default_value = "14336x4096")]
     shape: [usize; 2],
@@ -75,7 +75,7 @@ struct LayerArgs {
 
 impl Default for LayerArgs {
     fn default() -> Self {
-        Self { inputs: INPUTS.to_vec(), arithmetic: None, shape: SHAPE }
+        Self { inputs: INPUTS.to_vec(), arithmetic: vec![Arithmetic::default()], shape: SHAPE }
     }
 }
 
@@ -105,7 +105,7 @@ impl LayerArgs {
         let job = Layers {
             contenders,
             shape: self.shape,
-            arithmetics: self.arithmetic.map_or(Arithmetic::ALL.to_vec(), |one| vec![one]),
+            arithmetics: self.arithmetic.clone(),
             inputs: self.inputs.clone(),
             threads: args.threads(),
             set: args.set,

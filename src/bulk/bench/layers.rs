@@ -61,7 +61,7 @@ impl Layers {
     /// # Errors
     /// A contender that cannot store the shape, and one that computes something else.
     pub fn run(&self, mut tell: impl FnMut(Vec<Figure>)) -> Result<(), Error> {
-        let (pools, memory) = (pools(&self.threads)?, Memory::new(self.set));
+        let (pools, memory) = (pools(&self.threads)?, Memory::new(self.set)?);
         for contender in &self.contenders {
             let mut set = self.set_of(contender)?;
             let mut cases = self.cases();
@@ -139,6 +139,7 @@ impl Layers {
                 spec: contender.spec.clone(),
                 arithmetic: Some(case.arithmetic.name()),
                 inputs: Some(case.inputs),
+                bits_per_weight: Some(8.0 * bytes as f64 / (self.shape[0] * self.shape[1]) as f64),
             }
         };
         self.threads.iter().zip(case.turns).map(figure).collect()

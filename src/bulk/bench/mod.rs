@@ -57,6 +57,9 @@ pub struct Figure {
     /// Inputs that a product took together.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub inputs: Option<usize>,
+    /// Bits that a weight takes with its share of scales.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bits_per_weight: Option<f64>,
 }
 
 /// Why nothing was measured.
@@ -84,6 +87,9 @@ pub enum Error {
     /// The reference kernels could not be chosen.
     #[error(transparent)]
     Kernels(#[from] kernel::UnknownIsa),
+    /// There is no memory to read.
+    #[error("memory to read: {0}")]
+    Memory(#[from] std::io::Error),
     /// Threads could not be started.
     #[error(transparent)]
     Threads(#[from] rayon::ThreadPoolBuildError),

@@ -41,7 +41,7 @@ impl Quantize {
     /// # Errors
     /// A contender that cannot store the shape, and one whose bytes are not the reference kernels'.
     pub fn run(&self, mut tell: impl FnMut(Vec<Figure>)) -> Result<(), Error> {
-        let (pools, memory) = (pools(&self.threads)?, Memory::new(self.set));
+        let (pools, memory) = (pools(&self.threads)?, Memory::new(self.set)?);
         for contender in &self.contenders {
             let job = Job::new(contender)?;
             job.check()?;
@@ -70,6 +70,7 @@ fn figure(contender: &Contender, threads: usize, mut values: Vec<f64>, mut limit
         spec: contender.spec.clone(),
         arithmetic: None,
         inputs: None,
+        bits_per_weight: None,
     }
 }
 
