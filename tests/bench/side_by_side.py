@@ -1,17 +1,20 @@
 """Lets quantfs and its peers take turns, and prints medians and ratios. `scripts/bench` sets up and calls it.
 
 Every contender is a program that prints JSON lines; a round calls each of them once for each number of threads, so that
-what the machine does meanwhile meets all of them. A figure is the median of its rounds. A peer that fails is named and
-left out. Results go to DIR/results.jsonl, one object a figure; --readme renders that file.
+what the machine does meanwhile meets all of them. A figure is the median of its rounds. Turns in which other programs
+wanted the same cores do not count: peers whose threads spin at barriers lose most then, and a ratio would flatter whoever
+does not. A figure without an undisturbed turn is marked and compared with nothing. A peer that fails is named and left out. Results go to DIR/results.jsonl, one object a figure; --readme renders that file.
 """
 import argparse
 import json
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -21,6 +24,7 @@ SPECS = ["4bit-g64", "4bit-g32", "8bit-g64"]
 SUBJECTS = ["layers", "model"]
 MODEL_SPECS = ["4bit-g64", "4bit-g32"]
 PROMPT, GENERATED = 512, 64
+DISTURBED = 0.1  # of a core: what a clock, a shell and the kernel's own work take
 
 
 def say(text):
@@ -50,6 +54,25 @@ def call(command, **options):
 
 def objects(text):
     return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+
+
+def cpu_seconds():
+    """What the cores that we may use did, and what our finished children did of it."""
+    mine = {f"cpu{core}" for core in os.sched_getaffinity(0)}
+    lines = [line.split() for line in open("/proc/stat") if line.split()[0] in mine]
+    # user, nice, system, idle, iowait, irq, softirq: all but the two of waiting.
+    busy = sum(int(line[field]) for line in lines for field in (1, 2, 3, 6, 7))
+    own = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return busy / os.sysconf("SC_CLK_TCK"), own.ru_utime + own.ru_stime
+
+
+def watched(turn, args, n):
+    """A turn's figures, and whether other programs left it fewer cores than it has threads."""
+    (all_before, own_before), started = cpu_seconds(), time.monotonic()
+    figures = list(turn(args, n))
+    (all_after, own_after), took = cpu_seconds(), time.monotonic() - started
+    others = (all_after - all_before - own_after + own_before) / took
+    return figures, n + others > len(os.sched_getaffinity(0)) + DISTURBED
 
 
 # ---- contenders: each yields figures as dicts with subject, contender, case, bits, measure, threads, value, unit
@@ -148,17 +171,26 @@ def measure(args):
             for name, turn in turns[round_ % len(turns):] + turns[: round_ % len(turns)]:
                 say(f"round {round_ + 1} of {args.rounds}: {name}")
                 try:
-                    for figure in (figure for n in threads() for figure in turn(args, n)):
-                        value = figure.pop("value")
-                        figures.setdefault(json.dumps(figure), []).append(value)
+                    for n in threads():
+                        found, disturbed = watched(turn, args, n)
+                        for figure in found:
+                            value = figure.pop("value")
+                            figures.setdefault(json.dumps(figure), []).append((value, disturbed))
                 except Failed as why:
                     if name.startswith("quantfs"):
                         raise
                     missing.append(f"{name}: {why}")
                     say(f"*** {missing[-1]} ***")
                     turns = [(other, t) for other, t in turns if other != name]
-    results = [{**json.loads(key), "value": statistics.median(v), "least": min(v), "most": max(v), "rounds": len(v)} for key, v in figures.items()]
-    return [machine(args, missing), *compared(results)]
+    return [machine(args, missing), *compared([{**json.loads(key), **middle(turns)} for key, turns in figures.items()])]
+
+
+def middle(turns):
+    """Of the undisturbed turns; of all, and marked, where there is none."""
+    calm = [value for value, disturbed in turns if not disturbed]
+    counted = calm or [value for value, _ in turns]
+    return {"value": statistics.median(counted), "least": min(counted), "most": max(counted), "turns": len(counted),
+            "disturbed": not calm}
 
 
 def machine(args, missing):
@@ -176,13 +208,13 @@ def compared(results):
         scaled = {key: r[key] * scale for key in ("value", "least", "most")}
         results.append({**r, **scaled, "subject": "decode in weights", "unit": "billion weights/s"})
     for r in results:
-        same = [p for p in results if all(p[k] == r[k] for k in ("subject", "measure", "threads", "bits"))]
+        same = [p for p in results if not p["disturbed"] and all(p[k] == r[k] for k in ("subject", "measure", "threads", "bits"))]
         best = max((p for p in same if p["contender"] != "quantfs"), key=lambda p: p["value"], default=None)
-        if r["contender"] == "quantfs" and best:
+        if r["contender"] == "quantfs" and best and not r["disturbed"]:
             r.update(best_peer=f"{best['contender']} {best['case']}", ratio=r["value"] / best["value"])
-    read = {r["threads"]: r["value"] for r in results if r["subject"] == "machine"}
+    read = {r["threads"]: r["value"] for r in results if r["subject"] == "machine" and not r["disturbed"]}
     for r in results:
-        if r["subject"] == "decode" and r["threads"] in read:
+        if r["subject"] == "decode" and r["threads"] in read and not r["disturbed"]:
             r.update(limit=read[r["threads"]], of_limit=r["value"] / read[r["threads"]])
     return results
 
@@ -202,7 +234,7 @@ def cell(r):
     if r is None:
         return ""
     digits = 0 if r["value"] >= 100 else 1
-    text = f"{r['value']:.{digits}f}"
+    text = f"{r['value']:.{digits}f}{'*' if r['disturbed'] else ''}"
     if "of_limit" in r:
         text += f", {100 * r['of_limit']:.0f} %"
     if "ratio" in r:
@@ -223,10 +255,12 @@ def table(subject, results):
 
 def render(results, markdown):
     run = results[0]
-    read = [f"{r['value']:.1f} GB/s on {counted(r['threads'])}" for r in results if r["subject"] == "machine"]
+    read = [f"{r['value']:.1f} GB/s on {counted(r['threads'])}{'*' if r['disturbed'] else ''}" for r in results if r["subject"] == "machine"]
     memory = f"; reading memory: {', '.join(read)}" if read else ""
     print(f"{run['cpu']}, cores: {run['cores']}, {', '.join(run['vectors'])}{memory}. Medians of {run['rounds']} rounds; "
           "in brackets, times the best peer of the same width.")
+    if any(r.get("disturbed") for r in results):
+        print("\n*: other programs wanted the cores in every turn of this figure; it is compared with nothing.")
     for reason in run["left_out"]:
         print(f"\nLeft out: {reason}.")
     for subject, title in TITLES.items():
