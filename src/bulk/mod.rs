@@ -1,9 +1,10 @@
-//! What reads whole views: export, verify.
+//! What reads whole views: export, verify; and what measures the machine: bench.
 //!
 //! Library code that takes long tells a [`Progress`]; the bar is the command line's. Knows no FUSE
 //! and prints nothing.
 
 mod audit;
+pub mod bench;
 mod compare;
 mod describe;
 mod export;

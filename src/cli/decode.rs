@@ -36,10 +36,8 @@ impl DecodeArgs {
     }
 }
 
-fn arithmetic(text: &str) -> Result<Arithmetic, String> {
-    match text {
-        "int8" => Ok(Arithmetic::Int8),
-        "exact" => Ok(Arithmetic::Exact),
-        _ => Err("known are int8 and exact".to_owned()),
-    }
+/// `--arithmetic`
+pub(super) fn arithmetic(text: &str) -> Result<Arithmetic, String> {
+    let named = Arithmetic::ALL.into_iter().find(|arithmetic| arithmetic.name() == text);
+    named.ok_or_else(|| format!("known are {}", Arithmetic::ALL.map(Arithmetic::name).join(" and ")))
 }

@@ -4,6 +4,7 @@
 //! What was typed (`args`, `options`) becomes options of the floors below; what they fail with
 //! becomes one line and an exit code: 0 done, 1 refused or failed, 2 usage.
 
+pub mod bench;
 pub mod decode;
 pub mod export;
 mod failure;
@@ -85,6 +86,7 @@ enum Verb {
     Verify(verify::Verify),
     Generate(generate::Generate),
     Perplexity(perplexity::Perplexity),
+    Bench(bench::Bench),
     Formats(formats::Formats),
 }
 
@@ -142,6 +144,7 @@ fn run(typed: Vec<OsString>) -> Result<(), Failure> {
         Verb::Verify(args) => verify::run(args, out),
         Verb::Generate(args) => generate::run(args, out),
         Verb::Perplexity(args) => perplexity::run(args, out),
+        Verb::Bench(args) => bench::run(args, out),
         Verb::Formats(args) => formats::run(args, out),
     }?;
     out.flush()?;

@@ -13,6 +13,7 @@
 //! the kernels' text and were never compared with a device.
 
 mod body;
+mod peak;
 mod product;
 mod scalar;
 #[cfg(target_arch = "x86_64")]

@@ -118,7 +118,7 @@ fn replacement(
 }
 
 /// All parts of a weight, its bands shared out to threads.
-fn encode(scheme: &dyn Scheme, weight: &Weight, data: &[u8]) -> Result<Vec<Bytes>, Unsupported> {
+pub(super) fn encode(scheme: &dyn Scheme, weight: &Weight, data: &[u8]) -> Result<Vec<Bytes>, Unsupported> {
     let parts = scheme.parts(weight)?;
     let bands = bands(scheme.banding(weight), weight);
     let mut made: Vec<Vec<u8>> = parts.iter().map(room).collect();

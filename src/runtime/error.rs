@@ -59,6 +59,14 @@ pub enum Error {
         /// Which lengths were given and which are right.
         why: String,
     },
+    /// A scheme cannot store a matrix.
+    #[error("layer {layer}: {why}")]
+    Unsupported {
+        /// The module.
+        layer: String,
+        /// Why not.
+        why: String,
+    },
 }
 
 impl Error {

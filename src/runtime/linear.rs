@@ -10,11 +10,11 @@ use rayon::prelude::*;
 
 use crate::{
     quant::{
-        Facts, Recognized, Weight,
+        Facts, Recognized, Scheme, Unsupported, Weight,
         format::cast::Cast,
         operator::{Arithmetic, Bytes, Decoded, Operator},
     },
-    runtime::{Error, Tensor, share},
+    runtime::{Error, Tensor, dynamic, share},
     tensor::Float,
 };
 
@@ -74,6 +74,23 @@ pub struct QuantizedLinear {
 impl QuantizedLinear {
     pub(super) fn new(matrix: Matrix, bias: Option<Vec<f32>>) -> Self {
         Self { matrix, bias: bias.map(Into::into), arithmetic: Arithmetic::default() }
+    }
+
+    /// A layer without bias, quantized in memory from a matrix that belongs to no directory. `data` is the
+    /// weight's elements, row-major and little endian.
+    ///
+    /// # Errors
+    /// A shape that the scheme cannot store, data of another length.
+    pub fn quantize(scheme: &Arc<dyn Scheme>, weight: Weight, data: &[u8]) -> Result<Self, Error> {
+        let (stem, needed) = (weight.stem.clone(), weight.elements() * weight.float.size());
+        if data.len() != needed {
+            let why = format!("{} bytes were given; its shape {:?} takes {needed}", data.len(), weight.shape);
+            return Err(Error::Lengths { layer: stem, why });
+        }
+        let parts = dynamic::encode(&**scheme, &weight, data);
+        let parts = parts.map_err(|Unsupported(why)| Error::Unsupported { layer: stem.clone(), why })?;
+        let found = Recognized { scheme: Arc::clone(scheme), weight };
+        Ok(Self::new(Matrix::quantized(&stem, found, parts), None))
     }
 
     /// The same layer with another arithmetic of its calls.

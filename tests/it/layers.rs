@@ -5,14 +5,14 @@ use std::{fs, path::Path, sync::Arc};
 use half::bf16;
 use quantfs::{
     quant::{
-        FORMATS, Scheme,
+        FORMATS, Scheme, Weight,
         format::{
             matmul_nbits::{Block, MatMulNBits},
             sym::{Per, Sym},
         },
     },
     runtime::{Arithmetic, Embedding, QuantizedLinear, Weights, dynamic, quantize_dynamic},
-    tensor::{Dtype, TensorInfo},
+    tensor::{Dtype, Float, TensorInfo},
 };
 use tempfile::TempDir;
 
@@ -318,6 +318,30 @@ fn bands_of_dynamic_quantization_are_the_whole() {
         let alone = directory(&quantized(&*scheme, "a", &[rows, cols], &dense), Some((&*scheme, "a", cols)));
         assert_eq!(weights.linear("a").unwrap().dequantize(), layer(alone.path(), "a").dequantize(), "{name}");
     }
+}
+
+#[test]
+fn a_matrix_of_no_directory_is_quantized() {
+    let (rows, cols) = (24, 256);
+    let dense = values(26, rows * cols);
+    let data: Vec<u8> = dense.iter().flat_map(|x| x.to_le_bytes()).collect();
+    let weight = |cols| Weight { stem: "a".into(), float: Float::F32, shape: vec![rows, cols] };
+    for (name, scheme) in schemes() {
+        let alone = directory(&quantized(&*scheme, "a", &[rows, cols], &dense), Some((&*scheme, "a", cols)));
+        let (expected, made) =
+            (layer(alone.path(), "a"), QuantizedLinear::quantize(&scheme, weight(cols), &data).unwrap());
+        assert_eq!(made.dequantize(), expected.dequantize(), "{name}");
+        assert_eq!(
+            (made.name(), made.byte_len(), made.facts()),
+            ("a", expected.byte_len(), expected.facts()),
+            "{name}"
+        );
+        let error = QuantizedLinear::quantize(&scheme, weight(cols), &data[4..]).unwrap_err().to_string();
+        assert!(error.contains("layer a") && error.contains("24576"), "{error}");
+    }
+    let (_, mlx) = schemes().swap_remove(0);
+    let error = QuantizedLinear::quantize(&mlx, weight(3), &data[..rows * 3 * 4]).unwrap_err().to_string();
+    assert!(error.contains("layer a") && error.contains("no whole groups"), "{error}");
 }
 
 /// The formula of the module, written out again in f64 where that is exact.

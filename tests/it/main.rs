@@ -1,6 +1,8 @@
 //! Integration tests, one binary: a module for each subject.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+#[cfg(feature = "cli")]
+mod bench;
 mod bulk;
 mod cache;
 #[path = "../common/mod.rs"]

@@ -94,6 +94,20 @@ pub enum Arithmetic {
     Int8,
 }
 
+impl Arithmetic {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Int8, Self::Exact];
+
+    /// As flags spell it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Int8 => "int8",
+            Self::Exact => "exact",
+        }
+    }
+}
+
 /// Inputs in the form that an operator multiplies, made once for all ranges of its rows.
 #[derive(Debug)]
 pub struct Inputs<'x> {
