@@ -39,6 +39,13 @@ impl Bytes {
         Some(Self { owner, range })
     }
 
+    /// All bytes of `owner`.
+    #[must_use]
+    pub fn all(owner: Arc<dyn AsRef<[u8]> + Send + Sync>) -> Self {
+        let range = 0..(*owner).as_ref().len();
+        Self { owner, range }
+    }
+
     /// A part of these bytes; `None` where they are not so many.
     #[must_use]
     pub fn slice(&self, range: Range<usize>) -> Option<Self> {
@@ -50,8 +57,7 @@ impl Bytes {
 
 impl From<Vec<u8>> for Bytes {
     fn from(bytes: Vec<u8>) -> Self {
-        let range = 0..bytes.len();
-        Self { owner: Arc::new(bytes), range }
+        Self::all(Arc::new(bytes))
     }
 }
 
