@@ -29,7 +29,7 @@ use std::{
 use crate::tensor::Float;
 
 pub use product::{Activations, Coded, Product};
-use product::{Ahead, Inputs, Panel, Rows, Tiling};
+use product::{Ahead, Inputs, Map, Panel, Rows, Stored, Tiling};
 
 /// The instruction sets for which there is a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

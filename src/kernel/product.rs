@@ -28,10 +28,24 @@ pub enum Product {
     Affine {
         /// Bits of a code: 2, 3, 4, 5, 6 or 8.
         bits: u32,
-        /// Elements of a group: 32, 64 or 128.
+        /// Elements of a group: 16, 32, 64 or 128, whose codes fill eight bytes or more.
         group: usize,
         /// The scales and biases.
         stored: Float,
+    },
+    /// `(code - middle) * scale`: the middle of 4 bits is 8.
+    Middle {
+        /// Bits of a code: 2, 4 or 8.
+        bits: u32,
+        /// As those of affine codes.
+        group: usize,
+        /// The scales.
+        stored: Float,
+    },
+    /// `code * scale` of signed bytes, with scales in f32.
+    Signed {
+        /// As those of affine codes.
+        group: usize,
     },
     /// e2m1 elements, an e8m0 scale for 32 of them.
     Mxfp4,
@@ -53,14 +67,18 @@ impl Product {
     /// Bits of a code.
     #[must_use]
     pub const fn bits(&self) -> u32 {
-        if let Self::Affine { bits, .. } = self { *bits } else { 4 }
+        match self {
+            Self::Affine { bits, .. } | Self::Middle { bits, .. } => *bits,
+            Self::Signed { .. } => 8,
+            Self::Mxfp4 | Self::Nvfp4 => 4,
+        }
     }
 
     /// Elements of a group.
     #[must_use]
     pub const fn group(&self) -> usize {
         match self {
-            Self::Affine { group, .. } => *group,
+            Self::Affine { group, .. } | Self::Middle { group, .. } | Self::Signed { group } => *group,
             Self::Mxfp4 => 32,
             Self::Nvfp4 => 16,
         }
@@ -77,7 +95,25 @@ impl Product {
 
     /// What a panel holds for the value zero.
     pub(super) const fn zero(&self) -> i32 {
-        if matches!(self, Self::Affine { .. }) { 0 } else { 12 }
+        match self {
+            Self::Affine { .. } => 0,
+            Self::Middle { bits, .. } => 1 << (*bits - 1),
+            Self::Signed { .. } => 128,
+            Self::Mxfp4 | Self::Nvfp4 => 12,
+        }
+    }
+
+    /// What stands for a code in a panel.
+    pub(super) const fn map(&self) -> Map {
+        match self {
+            Self::Affine { .. } | Self::Middle { .. } => Map::Same,
+            Self::Signed { .. } => Map::Signed,
+            Self::Mxfp4 | Self::Nvfp4 => Map::E2m1,
+        }
+    }
+
+    const fn has_biases(&self) -> bool {
+        matches!(self, Self::Affine { .. })
     }
 
     /// Bytes of a group's codes, where whole codes fill a byte.
@@ -85,17 +121,47 @@ impl Product {
         self.group() / self.planes()
     }
 
-    const fn parameter(&self) -> usize {
+    /// How scales and biases are stored.
+    pub(super) const fn stored(&self) -> Stored {
         match self {
-            Self::Affine { stored: Float::F32, .. } => 4,
-            Self::Affine { .. } => 2,
-            Self::Mxfp4 | Self::Nvfp4 => 1,
+            Self::Affine { stored, .. } | Self::Middle { stored, .. } => Stored::Float(*stored),
+            Self::Signed { .. } => Stored::Float(Float::F32),
+            Self::Mxfp4 => Stored::E8m0,
+            Self::Nvfp4 => Stored::E4m3,
         }
+    }
+
+    /// Bytes of one.
+    fn parameter(&self) -> usize {
+        if let Stored::Float(float) = self.stored() { float.size() } else { 1 }
     }
 
     const fn row_bytes(&self, cols: usize) -> usize {
         cols / 8 * self.bits() as usize
     }
+}
+
+/// What a panel holds for a code; the value zero is [`Product::zero`] in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Map {
+    /// The code.
+    Same,
+    /// `body::dot::E2M1`.
+    E2m1,
+    /// A signed byte and 128: its highest bit the other way round.
+    Signed,
+}
+
+/// How a scale is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stored {
+    /// As it is.
+    Float(Float),
+    /// In a byte, for values of which codes are twice.
+    E8m0,
+    /// As well.
+    E4m3,
 }
 
 /// The parts of whole rows of a matrix, each row after the other.
@@ -289,8 +355,8 @@ pub(super) struct Tiling {
     pub(super) rows: usize,
     /// Codes of a byte: 1, 2 or 4.
     pub(super) planes: usize,
-    /// Whether the codes are e2m1.
-    pub(super) e2m1: bool,
+    /// What stands for the codes.
+    pub(super) map: Map,
 }
 
 impl Kernels {
@@ -350,14 +416,14 @@ impl Kernels {
         let dwords = bytes.div_ceil(4);
         room.resize(dwords, [0; 64]);
         if bytes.is_multiple_of(4) {
-            (self.tile)(&Tiling { stride: bytes, rows, planes: 1, e2m1: false }, src, room);
+            (self.tile)(&Tiling { stride: bytes, rows, planes: 1, map: Map::Same }, src, room);
         } else {
             let mut whole = vec![0; rows * dwords * 4];
             whole
                 .chunks_exact_mut(dwords * 4)
                 .zip(src.chunks_exact(bytes))
                 .for_each(|(to, from)| to[..bytes].copy_from_slice(from));
-            (self.tile)(&Tiling { stride: dwords * 4, rows, planes: 1, e2m1: false }, &whole, room);
+            (self.tile)(&Tiling { stride: dwords * 4, rows, planes: 1, map: Map::Same }, &whole, room);
         }
         (self.parameters)(product, room, out);
     }
@@ -376,15 +442,18 @@ impl Kernels {
 }
 
 fn check_product(product: &Product, cols: usize) {
-    if let Product::Affine { bits, group, .. } = product {
-        assert!(matches!(bits, 2..=6 | 8) && matches!(group, 32 | 64 | 128), "no such affine code: {product:?}");
-    }
+    let bits = match product {
+        Product::Middle { .. } => matches!(product.bits(), 2 | 4 | 8),
+        _ => matches!(product.bits(), 2..=6 | 8),
+    };
+    let group = matches!(product.group(), 16 | 32 | 64 | 128) && product.group_bytes() >= 8;
+    assert!(bits && group, "no such code: {product:?}");
     assert!(cols.is_multiple_of(product.group()), "{cols} columns are no whole groups of {}", product.group());
 }
 
 fn check_coded(product: &Product, matrix: &Coded<'_>, rows: usize, cols: usize) {
     let parameters = rows * (cols / product.group()) * product.parameter();
-    let biases = if matches!(product, Product::Affine { .. }) { parameters } else { 0 };
+    let biases = if product.has_biases() { parameters } else { 0 };
     let lengths = (matrix.codes.len(), matrix.scales.len(), matrix.biases.len());
     assert_eq!(lengths, (rows * product.row_bytes(cols), parameters, biases), "{product:?}, {rows} rows of {cols}");
 }

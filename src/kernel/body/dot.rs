@@ -14,7 +14,7 @@
 //! group.
 
 use crate::{
-    kernel::{Inputs, Panel, Product, Rows, Tiling},
+    kernel::{Inputs, Map, Panel, Product, Rows, Stored, Tiling},
     num::{
         bf16_to_f32, f16_to_f32,
         fp8::{e4m3_to_f32, e8m0_to_f32},
@@ -122,19 +122,23 @@ pub(in crate::kernel) fn tile(tiling: &Tiling, src: &[u8], out: &mut [[u8; 64]])
 fn plane(tiling: &Tiling, dword: u32) -> [u8; 4] {
     let mask = u32::from(u8::MAX >> (8 - 8 / tiling.planes)) * 0x0101_0101;
     let codes = (dword & mask).to_le_bytes();
-    if tiling.e2m1 { codes.map(|q| E2M1[usize::from(q & 15)]) } else { codes }
+    match tiling.map {
+        Map::Same => codes,
+        Map::E2m1 => codes.map(|q| E2M1[usize::from(q & 15)]),
+        Map::Signed => codes.map(|q| q ^ 0x80),
+    }
 }
 
 /// Scales or biases of sixteen rows as they are stored, four bytes of each row after the other, to
 /// little-endian f32, `[group][row]`; those of e2m1 halved, since its codes are twice the values.
 #[inline(always)]
 pub(in crate::kernel) fn parameters(product: &Product, src: &[[u8; 64]], out: &mut [[u8; 64]]) {
-    match *product {
-        Product::Affine { stored: Float::F32, .. } => out.copy_from_slice(src),
-        Product::Affine { stored: Float::Bf16, .. } => each::<2>(src, out, low_bf16),
-        Product::Affine { stored: Float::F16, .. } => each::<2>(src, out, low_f16),
-        Product::Mxfp4 => each::<4>(src, out, half_low_e8m0),
-        Product::Nvfp4 => each::<4>(src, out, half_low_e4m3),
+    match product.stored() {
+        Stored::Float(Float::F32) => out.copy_from_slice(src),
+        Stored::Float(Float::Bf16) => each::<2>(src, out, low_bf16),
+        Stored::Float(Float::F16) => each::<2>(src, out, low_f16),
+        Stored::E8m0 => each::<4>(src, out, half_low_e8m0),
+        Stored::E4m3 => each::<4>(src, out, half_low_e4m3),
     }
 }
 
@@ -274,7 +278,11 @@ fn quads(product: &Product, bytes: &[u8; 4], n: usize, x: &[[i8; 4]]) -> i32 {
         let x = &x[(n / 16 * product.planes() + plane) * 16 + n % 16];
         for b in 0..4 {
             let code = bytes[b] >> (plane * bits) & u8::MAX >> (8 - bits);
-            let code = if product.zero() == 0 { code } else { E2M1[usize::from(code)] };
+            let code = match product.map() {
+                Map::Same => code,
+                Map::E2m1 => E2M1[usize::from(code & 15)],
+                Map::Signed => code ^ 0x80,
+            };
             sum += i32::from(code) * i32::from(x[b]);
         }
     }

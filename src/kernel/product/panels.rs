@@ -24,7 +24,7 @@ struct Scratch {
 impl Scratch {
     fn new(product: &Product, cols: usize, count: usize) -> Self {
         let groups = cols / product.group();
-        let biases = if matches!(product, Product::Affine { .. }) { PANELS * groups } else { 0 };
+        let biases = if product.has_biases() { PANELS * groups } else { 0 };
         Self {
             codes: vec![[0; 64]; PANELS * STRETCH / 4],
             scales: vec![[0; 64]; PANELS * groups],
@@ -124,15 +124,15 @@ fn unpack(
         let rows = LANES.min(rows - first);
         let src = &src[first * stride + product.row_bytes(stretch.start)..];
         let out = &mut out[..width / 4];
-        let e2m1 = product.zero() != 0;
+        let map = product.map();
         if matches!(product.bits(), 2 | 4 | 8) {
-            (kernels.tile)(&Tiling { stride, rows, planes: product.planes(), e2m1 }, src, out);
+            (kernels.tile)(&Tiling { stride, rows, planes: product.planes(), map }, src, out);
         } else {
             let spread = &mut scratch.spread[..rows * width];
             for (row, out) in spread.chunks_exact_mut(width).enumerate() {
                 (kernels.spread)(product.bits(), &src[row * stride..][..product.row_bytes(width)], out);
             }
-            (kernels.tile)(&Tiling { stride: width, rows, planes: 1, e2m1 }, spread, out);
+            (kernels.tile)(&Tiling { stride: width, rows, planes: 1, map }, spread, out);
         }
     }
 }

@@ -18,7 +18,7 @@ struct Scratch {
 impl Scratch {
     fn new(product: &Product, inputs: &Activations) -> Self {
         let groups = inputs.cols / product.group();
-        let biases = if matches!(product, Product::Affine { .. }) { groups } else { 0 };
+        let biases = if product.has_biases() { groups } else { 0 };
         Self {
             room: vec![],
             scales: vec![[0; 64]; groups],

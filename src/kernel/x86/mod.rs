@@ -6,6 +6,7 @@
 mod avx2;
 mod avx512;
 mod maddubs;
+mod map;
 mod parameters;
 mod rows;
 mod rows256;

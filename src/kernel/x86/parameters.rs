@@ -8,14 +8,17 @@ use std::arch::x86_64::{
     _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_si512, _mm512_slli_epi32, _mm512_srli_epi32, _mm512_storeu_ps,
 };
 
-use crate::{kernel::Product, tensor::Float};
+use crate::{
+    kernel::{Product, Stored},
+    tensor::Float,
+};
 
 /// `body::dot::parameters`.
 #[target_feature(enable = "avx512f")]
 pub(super) fn parameters(product: &Product, src: &[[u8; 64]], out: &mut [[u8; 64]]) {
-    match *product {
-        Product::Affine { stored: Float::F32, .. } => out.copy_from_slice(src),
-        Product::Affine { stored: Float::Bf16, .. } => {
+    match product.stored() {
+        Stored::Float(Float::F32) => out.copy_from_slice(src),
+        Stored::Float(Float::Bf16) => {
             for (src, out) in src.iter().zip(out.chunks_mut(2)) {
                 let dwords = load(src);
                 store(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(dwords)), &mut out[0]);
@@ -25,7 +28,7 @@ pub(super) fn parameters(product: &Product, src: &[[u8; 64]], out: &mut [[u8; 64
                 }
             }
         }
-        Product::Affine { stored: Float::F16, .. } => {
+        Stored::Float(Float::F16) => {
             for (src, out) in src.iter().zip(out.chunks_mut(2)) {
                 let mut rest = load(src);
                 for out in out {
@@ -34,7 +37,7 @@ pub(super) fn parameters(product: &Product, src: &[[u8; 64]], out: &mut [[u8; 64
                 }
             }
         }
-        Product::Mxfp4 => {
+        Stored::E8m0 => {
             for (src, out) in src.iter().zip(out.chunks_mut(4)) {
                 let mut rest = load(src);
                 for out in out {
@@ -43,7 +46,7 @@ pub(super) fn parameters(product: &Product, src: &[[u8; 64]], out: &mut [[u8; 64
                 }
             }
         }
-        Product::Nvfp4 => {
+        Stored::E4m3 => {
             for (src, out) in src.iter().zip(out.chunks_mut(4)) {
                 let mut rest = load(src);
                 for out in out {

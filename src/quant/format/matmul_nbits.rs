@@ -21,7 +21,10 @@ use crate::{
         codes::{pack, unpack},
         f16_from_f32, f16_to_f32,
     },
-    quant::{Axis, Banding, Content, Facts, Module, Part, Recognized, Scheme, Unsupported, Weight},
+    quant::{
+        Axis, Banding, Content, Facts, Module, Part, Recognized, Scheme, Unsupported, Weight,
+        operator::{Blocks, Bytes, Form, Operator},
+    },
     tensor::{Dtype, Float, Rows, TensorInfo},
 };
 
@@ -219,6 +222,12 @@ impl Scheme for MatMulNBits {
                 codes.for_each(|(w, code)| *w = (f32::from(*code) - f32::from(*zero)) * scale);
             }
         }
+    }
+
+    fn operator(&self, weight: &Weight, parts: &[Bytes]) -> Option<Arc<dyn Operator>> {
+        let (block, ..) = self.layout(weight.cols());
+        let form = Form { bits: self.bits, block, signed: false, stored: weight.float, shared: false };
+        Some(Arc::new(Blocks::new(Arc::new(*self), weight, form, parts)?))
     }
 }
 

@@ -10,12 +10,12 @@
 //! A tensor's one scale needs the whole tensor before the first code, so that such a weight is a single
 //! band: the runtime makes them, no format of the table does.
 
-use std::{ops::Range, sync::Arc};
+use std::sync::Arc;
 
 use crate::{
     quant::{
         Axis, Banding, Content, Facts, Module, Part, Recognized, Scheme, Unsupported, Weight,
-        operator::{Arithmetic, Bytes, Operator, dot},
+        operator::{Blocks, Bytes, Form, Operator},
     },
     tensor::{Dtype, Float, Rows},
 };
@@ -91,16 +91,10 @@ impl Scheme for Sym {
         }
     }
 
-    /// A tensor's band is the whole of it, which [`Decoded`](crate::quant::operator::Decoded) would
-    /// decode for every row.
     fn operator(&self, weight: &Weight, parts: &[Bytes]) -> Option<Arc<dyn Operator>> {
-        let [codes, scales] = parts else { return None };
-        let (rows, cols) = (weight.rows(), weight.cols());
-        let fits = codes.len() == rows * cols && scales.len() == if self.per == Per::Row { rows * 4 } else { 4 };
-        fits.then(|| {
-            let (codes, scales) = (codes.clone(), scales.clone());
-            Arc::new(Product { per: self.per, rows, cols, codes, scales }) as Arc<dyn Operator>
-        })
+        let shared = self.per == Per::Tensor;
+        let form = Form { bits: 8, block: weight.cols(), signed: true, stored: Float::F32, shared };
+        Some(Arc::new(Blocks::new(Arc::new(*self), weight, form, parts)?))
     }
 }
 
@@ -121,52 +115,6 @@ fn quantize(values: &[f32], codes: &mut [u8]) -> f32 {
 fn dequantize(codes: &[u8], scale: f32, out: &mut [f32]) {
     for (w, code) in out.iter_mut().zip(codes) {
         *w = f32::from(code.cast_signed()) * scale;
-    }
-}
-
-/// A matrix of int8 codes, decoded by row.
-#[derive(Debug)]
-struct Product {
-    per: Per,
-    rows: usize,
-    cols: usize,
-    codes: Bytes,
-    scales: Bytes,
-}
-
-impl Product {
-    fn scale(&self, row: usize) -> f32 {
-        let at = if self.per == Per::Row { row } else { 0 };
-        self.scales.as_chunks::<4>().0.get(at).map_or(0.0, |b| f32::from_le_bytes(*b))
-    }
-}
-
-impl Operator for Product {
-    fn rows(&self) -> usize {
-        self.rows
-    }
-
-    fn cols(&self) -> usize {
-        self.cols
-    }
-
-    fn decode(&self, rows: Range<usize>, out: &mut [f32]) {
-        assert_eq!(out.len(), rows.len() * self.cols, "room for {} rows of {}", rows.len(), self.cols);
-        for (row, out) in rows.zip(out.chunks_exact_mut(self.cols)) {
-            dequantize(&self.codes[row * self.cols..(row + 1) * self.cols], self.scale(row), out);
-        }
-    }
-
-    fn multiply(&self, rows: Range<usize>, x: &[f32], _: Arithmetic, y: &mut [f32]) {
-        let count = rows.len();
-        assert_eq!(y.len(), x.len() / self.cols * count, "room for {count} outputs of each input");
-        let mut values = vec![0.0; self.cols];
-        for (at, row) in rows.enumerate() {
-            self.decode(row..row + 1, &mut values);
-            for (x, y) in x.chunks_exact(self.cols).zip(y.chunks_exact_mut(count)) {
-                y[at] = dot(&values, x);
-            }
-        }
     }
 }
 

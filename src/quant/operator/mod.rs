@@ -7,6 +7,7 @@
 //! Knows no file. Results do not depend on how rows are shared out among threads.
 
 mod affine;
+mod blocks;
 mod micro;
 
 use std::{
@@ -22,6 +23,7 @@ use crate::{
 };
 
 pub use affine::Affine;
+pub use blocks::{Blocks, Form};
 pub use micro::Micro;
 
 /// A range of bytes of an owner that lives as long as they are used: a mapping, or memory.
@@ -109,22 +111,33 @@ impl<'x> Inputs<'x> {
         Self { x, arithmetic, codes: None }
     }
 
-    /// The inputs quantized for a product of so many columns, where the arithmetic is int8.
+    /// The inputs of `cols` columns quantized for a product of `width`, with zeros in the columns that they
+    /// lack, where the arithmetic is int8.
     #[must_use]
-    pub fn quantized(product: &Product, cols: usize, x: &'x [f32], arithmetic: Arithmetic) -> Self {
-        let codes = (arithmetic == Arithmetic::Int8).then(|| kernels().quantize_inputs(product, cols, x));
+    pub fn quantized(product: &Product, cols: usize, width: usize, x: &'x [f32], arithmetic: Arithmetic) -> Self {
+        let codes = (arithmetic == Arithmetic::Int8).then(|| quantize(product, cols, width, x));
         Self { x, arithmetic, codes }
     }
 
     /// The codes for a product; quantized here if these inputs were prepared for another. `None`
     /// where the arithmetic is exact.
-    fn codes_for(&self, product: &Product, cols: usize) -> Option<Cow<'_, Activations>> {
+    fn codes_for(&self, product: &Product, cols: usize, width: usize) -> Option<Cow<'_, Activations>> {
         if self.arithmetic == Arithmetic::Exact {
             return None;
         }
-        let ours = self.codes.as_ref().filter(|codes| codes.fits(product, cols));
-        Some(ours.map_or_else(|| Cow::Owned(kernels().quantize_inputs(product, cols, self.x)), Cow::Borrowed))
+        let ours = self.codes.as_ref().filter(|codes| codes.fits(product, width));
+        Some(ours.map_or_else(|| Cow::Owned(quantize(product, cols, width, self.x)), Cow::Borrowed))
     }
+}
+
+/// As [`Inputs::quantized`].
+fn quantize(product: &Product, cols: usize, width: usize, x: &[f32]) -> Activations {
+    if cols == width {
+        return kernels().quantize_inputs(product, cols, x);
+    }
+    let mut filled = vec![0.0; x.len() / cols * width];
+    filled.chunks_exact_mut(width).zip(x.chunks_exact(cols)).for_each(|(to, from)| to[..cols].copy_from_slice(from));
+    kernels().quantize_inputs(product, width, &filled)
 }
 
 /// A matrix `[out, in]` (or a stack of them, whose rows follow each other) that multiplies.
@@ -161,18 +174,39 @@ const DECODED: usize = 1 << 16;
 
 /// Products in f32 with rows as the decoder gives them, some at a time.
 fn exact(operator: &dyn Operator, rows: Range<usize>, x: &[f32], y: &mut [f32]) {
-    let (cols, count) = (operator.cols(), rows.len());
-    let inputs = x.len() / cols;
+    let cols = operator.cols();
+    let step = (DECODED / cols).clamp(1, rows.len().max(1));
+    let mut values = vec![0.0; step * cols];
+    in_steps(&rows, step, x.len() / cols, y, |some, y| {
+        let values = &mut values[..some.len() * cols];
+        operator.decode(some, values);
+        kernels().multiply(cols, values, x, y);
+    });
+}
+
+/// Has the outputs of some rows after the other made, and puts them where they belong in those of all.
+fn in_steps(
+    rows: &Range<usize>,
+    step: usize,
+    inputs: usize,
+    y: &mut [f32],
+    mut make: impl FnMut(Range<usize>, &mut [f32]),
+) {
+    let count = rows.len();
     assert_eq!(y.len(), inputs * count, "room for {count} outputs of each input");
-    let step = (DECODED / cols).clamp(1, count.max(1));
-    let (mut values, mut products) = (vec![0.0; step * cols], vec![0.0; step * inputs]);
+    if count == 0 {
+        return;
+    }
+    if step >= count {
+        return make(rows.clone(), y);
+    }
+    let mut products = vec![0.0; step * inputs];
     for first in rows.clone().step_by(step) {
-        let some = step.min(rows.end - first);
-        let (values, products) = (&mut values[..some * cols], &mut products[..some * inputs]);
-        operator.decode(first..first + some, values);
-        kernels().multiply(cols, values, x, products);
-        for (from, to) in products.chunks_exact(some).zip(y.chunks_exact_mut(count)) {
-            to[first - rows.start..][..some].copy_from_slice(from);
+        let some = first..rows.end.min(first + step);
+        let products = &mut products[..some.len() * inputs];
+        make(some.clone(), products);
+        for (from, to) in products.chunks_exact(some.len()).zip(y.chunks_exact_mut(count)) {
+            to[first - rows.start..][..some.len()].copy_from_slice(from);
         }
     }
 }
