@@ -33,24 +33,35 @@ pub enum Product {
         /// The scales and biases.
         stored: Float,
     },
-    /// `(code - middle) * scale`: the middle of 4 bits is 8.
-    Middle {
+    /// `(code - zero) * scale`, with a scale for each block in a float.
+    Blocks {
         /// Bits of a code: 2, 4 or 8.
         bits: u32,
-        /// As those of affine codes.
+        /// Elements of a group of inputs, as of affine codes.
         group: usize,
+        /// Elements of a block: one or more groups.
+        block: usize,
         /// The scales.
         stored: Float,
-    },
-    /// `code * scale` of signed bytes, with scales in f32.
-    Signed {
-        /// As those of affine codes.
-        group: usize,
+        /// The code of the value zero.
+        zero: Zero,
     },
     /// e2m1 elements, an e8m0 scale for 32 of them.
     Mxfp4,
     /// e2m1 elements, an e4m3 scale for 16 of them.
     Nvfp4,
+}
+
+/// The code of the value zero in blocks of codes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Zero {
+    /// 0: codes are signed bytes.
+    Signed,
+    /// The middle: 8 of 4 bits.
+    Middle,
+    /// Each block has its own, which stand where others have biases: packed as codes are, each row from a
+    /// byte on.
+    Points,
 }
 
 impl Product {
@@ -68,8 +79,7 @@ impl Product {
     #[must_use]
     pub const fn bits(&self) -> u32 {
         match self {
-            Self::Affine { bits, .. } | Self::Middle { bits, .. } => *bits,
-            Self::Signed { .. } => 8,
+            Self::Affine { bits, .. } | Self::Blocks { bits, .. } => *bits,
             Self::Mxfp4 | Self::Nvfp4 => 4,
         }
     }
@@ -78,7 +88,7 @@ impl Product {
     #[must_use]
     pub const fn group(&self) -> usize {
         match self {
-            Self::Affine { group, .. } | Self::Middle { group, .. } | Self::Signed { group } => *group,
+            Self::Affine { group, .. } | Self::Blocks { group, .. } => *group,
             Self::Mxfp4 => 32,
             Self::Nvfp4 => 16,
         }
@@ -96,9 +106,8 @@ impl Product {
     /// What a panel holds for the value zero.
     pub(super) const fn zero(&self) -> i32 {
         match self {
-            Self::Affine { .. } => 0,
-            Self::Middle { bits, .. } => 1 << (*bits - 1),
-            Self::Signed { .. } => 128,
+            Self::Affine { .. } | Self::Blocks { zero: Zero::Points, .. } => 0,
+            Self::Blocks { bits, .. } => 1 << (*bits - 1),
             Self::Mxfp4 | Self::Nvfp4 => 12,
         }
     }
@@ -106,14 +115,19 @@ impl Product {
     /// What stands for a code in a panel.
     pub(super) const fn map(&self) -> Map {
         match self {
-            Self::Affine { .. } | Self::Middle { .. } => Map::Same,
-            Self::Signed { .. } => Map::Signed,
+            Self::Blocks { zero: Zero::Signed, .. } => Map::Signed,
+            Self::Affine { .. } | Self::Blocks { .. } => Map::Same,
             Self::Mxfp4 | Self::Nvfp4 => Map::E2m1,
         }
     }
 
     const fn has_biases(&self) -> bool {
-        matches!(self, Self::Affine { .. })
+        matches!(self, Self::Affine { .. } | Self::Blocks { zero: Zero::Points, .. })
+    }
+
+    /// Elements that share a scale.
+    const fn block(&self) -> usize {
+        if let Self::Blocks { block, .. } = self { *block } else { self.group() }
     }
 
     /// Bytes of a group's codes, where whole codes fill a byte.
@@ -124,16 +138,25 @@ impl Product {
     /// How scales and biases are stored.
     pub(super) const fn stored(&self) -> Stored {
         match self {
-            Self::Affine { stored, .. } | Self::Middle { stored, .. } => Stored::Float(*stored),
-            Self::Signed { .. } => Stored::Float(Float::F32),
+            Self::Affine { stored, .. } | Self::Blocks { stored, .. } => Stored::Float(*stored),
             Self::Mxfp4 => Stored::E8m0,
             Self::Nvfp4 => Stored::E4m3,
         }
     }
 
-    /// Bytes of one.
-    fn parameter(&self) -> usize {
-        if let Stored::Float(float) = self.stored() { float.size() } else { 1 }
+    /// Bytes of the scales of a row.
+    fn scale_bytes(&self, cols: usize) -> usize {
+        let size = if let Stored::Float(float) = self.stored() { float.size() } else { 1 };
+        cols / self.block() * size
+    }
+
+    /// Bytes of the biases of a row, or of what stands for them.
+    fn bias_bytes(&self, cols: usize) -> usize {
+        match self {
+            Self::Affine { .. } => self.scale_bytes(cols),
+            Self::Blocks { zero: Zero::Points, bits, block, .. } => (cols / block * *bits as usize).div_ceil(8),
+            _ => 0,
+        }
     }
 
     const fn row_bytes(&self, cols: usize) -> usize {
@@ -169,9 +192,9 @@ pub(super) enum Stored {
 pub struct Coded<'a> {
     /// Packed codes.
     pub codes: &'a [u8],
-    /// A scale for each group.
+    /// A scale for each group, or each block.
     pub scales: &'a [u8],
-    /// A bias for each group, empty where the code has none.
+    /// A bias for each group or zero points, empty where the code has neither.
     pub biases: &'a [u8],
 }
 
@@ -179,11 +202,10 @@ impl<'a> Coded<'a> {
     /// The parts of some rows of `cols`.
     fn rows(&self, product: &Product, cols: usize, rows: Range<usize>) -> Self {
         let of = |part: &'a [u8], row: usize| part.get(rows.start * row..rows.end * row).unwrap_or_default();
-        let parameters = cols / product.group() * product.parameter();
         Self {
             codes: of(self.codes, product.row_bytes(cols)),
-            scales: of(self.scales, parameters),
-            biases: of(self.biases, parameters),
+            scales: of(self.scales, product.scale_bytes(cols)),
+            biases: of(self.biases, product.bias_bytes(cols)),
         }
     }
 }
@@ -410,22 +432,46 @@ impl Kernels {
         }
     }
 
-    /// Scales or biases of sixteen rows at most as f32, `[group][row]`. `room` is used on the way.
-    fn parameters(&self, product: &Product, src: &[u8], rows: usize, room: &mut Vec<[u8; 64]>, out: &mut [[u8; 64]]) {
+    /// Scales and biases of the groups of sixteen rows at most as f32, `[group][row]`. `room` is used on the way.
+    fn parameters(
+        &self,
+        product: &Product,
+        matrix: &Coded<'_>,
+        rows: usize,
+        room: &mut Vec<[u8; 64]>,
+        [scales, biases]: [&mut [[u8; 64]]; 2],
+    ) {
+        let share = product.block() / product.group();
+        let blocks = scales.len() / share;
+        self.side_by_side(matrix.scales, rows, room);
+        (self.parameters)(product, room, &mut scales[..blocks]);
+        if product.has_biases() {
+            self.side_by_side(matrix.biases, rows, room);
+            if let Product::Blocks { bits, .. } = product {
+                (self.zero_points)(*bits, room, &scales[..blocks], &mut biases[..blocks]);
+            } else {
+                (self.parameters)(product, room, biases);
+            }
+        }
+        repeat(scales, share);
+        repeat(biases, share);
+    }
+
+    /// The dwords of sixteen rows at most, `[dword][row]`, the last ones filled up with zeros.
+    fn side_by_side(&self, src: &[u8], rows: usize, out: &mut Vec<[u8; 64]>) {
         let bytes = src.len() / rows;
         let dwords = bytes.div_ceil(4);
-        room.resize(dwords, [0; 64]);
+        out.resize(dwords, [0; 64]);
         if bytes.is_multiple_of(4) {
-            (self.tile)(&Tiling { stride: bytes, rows, planes: 1, map: Map::Same }, src, room);
+            (self.tile)(&Tiling { stride: bytes, rows, planes: 1, map: Map::Same }, src, out);
         } else {
             let mut whole = vec![0; rows * dwords * 4];
             whole
                 .chunks_exact_mut(dwords * 4)
                 .zip(src.chunks_exact(bytes))
                 .for_each(|(to, from)| to[..bytes].copy_from_slice(from));
-            (self.tile)(&Tiling { stride: dwords * 4, rows, planes: 1, map: Map::Same }, &whole, room);
+            (self.tile)(&Tiling { stride: dwords * 4, rows, planes: 1, map: Map::Same }, &whole, out);
         }
-        (self.parameters)(product, room, out);
     }
 
     /// `y[b, r] = w[r] . x[b]` in f32, `[inputs, rows]`: sixteen partial sums, column c in the sum
@@ -441,19 +487,29 @@ impl Kernels {
     }
 }
 
+/// The first of so many values, each `times` times.
+fn repeat(values: &mut [[u8; 64]], times: usize) {
+    if times > 1 {
+        for at in (0..values.len()).rev() {
+            values[at] = values[at / times];
+        }
+    }
+}
+
 fn check_product(product: &Product, cols: usize) {
     let bits = match product {
-        Product::Middle { .. } => matches!(product.bits(), 2 | 4 | 8),
+        Product::Blocks { bits, zero: Zero::Signed, .. } => *bits == 8,
+        Product::Blocks { bits, .. } => matches!(bits, 2 | 4 | 8),
         _ => matches!(product.bits(), 2..=6 | 8),
     };
     let group = matches!(product.group(), 16 | 32 | 64 | 128) && product.group_bytes() >= 8;
-    assert!(bits && group, "no such code: {product:?}");
-    assert!(cols.is_multiple_of(product.group()), "{cols} columns are no whole groups of {}", product.group());
+    let block = product.block() > 0 && product.block().is_multiple_of(product.group());
+    assert!(bits && group && block, "no such code: {product:?}");
+    assert!(cols.is_multiple_of(product.block()), "{cols} columns are no whole groups of {}", product.block());
 }
 
 fn check_coded(product: &Product, matrix: &Coded<'_>, rows: usize, cols: usize) {
-    let parameters = rows * (cols / product.group()) * product.parameter();
-    let biases = if product.has_biases() { parameters } else { 0 };
-    let lengths = (matrix.codes.len(), matrix.scales.len(), matrix.biases.len());
-    assert_eq!(lengths, (rows * product.row_bytes(cols), parameters, biases), "{product:?}, {rows} rows of {cols}");
+    let lengths = [matrix.codes.len(), matrix.scales.len(), matrix.biases.len()];
+    let row = [product.row_bytes(cols), product.scale_bytes(cols), product.bias_bytes(cols)];
+    assert_eq!(lengths, row.map(|bytes| rows * bytes), "{product:?}, {rows} rows of {cols}");
 }

@@ -17,6 +17,7 @@ pub(super) static KERNELS: Kernels = Kernels {
     spread: |bits, src, out| body::pack::unpack(bits, src, out),
     tile: |tiling, src, out| body::dot::tile(tiling, src, out),
     parameters: |product, src, out| body::dot::parameters(product, src, out),
+    zero_points: |bits, src, scales, out| body::dot::zero_points(bits, src, scales, out),
     accumulate: |product, panels, inputs, _, acc| body::dot::accumulate(product, panels, inputs, acc),
     accumulate_rows: |product, rows, inputs, acc| body::dot::accumulate_rows(product, rows, inputs, acc),
     multiply: |cols, w, x, y| body::dot::product(cols, w, x, y),

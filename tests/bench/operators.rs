@@ -9,8 +9,15 @@
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main, measurement::WallTime};
 use quantfs::{
     kernel::{self, Flavour, Micro, MicroCode, ScaleRule, kernels},
-    quant::operator::{self, Arithmetic, Bytes, Operator},
-    tensor::Float,
+    quant::{
+        Scheme, Weight,
+        format::{
+            matmul_nbits::{Block, MatMulNBits},
+            sym::{Per, Sym},
+        },
+        operator::{self, Arithmetic, Bytes, Operator},
+    },
+    tensor::{Float, Rows},
 };
 use rayon::{ThreadPoolBuilder, prelude::*};
 use std::{cell::LazyCell, hint::black_box, sync::Arc, time::Duration};
@@ -62,6 +69,16 @@ fn micro(code: MicroCode) -> Arc<dyn Operator> {
     kernels().quantize_micro(&job, &weights(), codes, scales);
     let parts = parts.map(|p| repeated(&p));
     Arc::new(operator::Micro::new(job, ROWS, COLS, &parts).unwrap())
+}
+
+/// Of a scheme that is no kernel's.
+fn blocks(scheme: &dyn Scheme) -> Arc<dyn Operator> {
+    let weight = |rows| Weight { stem: "w".into(), float: Float::Bf16, shape: vec![rows, COLS] };
+    let mut parts: Vec<Vec<u8>> = scheme.parts(&weight(PATTERN)).unwrap().iter().map(|p| vec![0; p.len()]).collect();
+    let data = Rows { data: &weights(), float: Float::Bf16, rows: PATTERN, cols: COLS };
+    scheme.encode(data, &mut parts.iter_mut().map(Vec::as_mut_slice).collect::<Vec<_>>());
+    let parts: Vec<Bytes> = parts.iter().map(|p| repeated(p)).collect();
+    scheme.operator(&weight(ROWS), &parts).unwrap()
 }
 
 /// All rows, shared out in chunks; each chunk's outputs follow each other.
@@ -122,6 +139,14 @@ fn kinds() -> Vec<Kind> {
     for code in [MicroCode::Mxfp4, MicroCode::Nvfp4, MicroCode::Mxfp8] {
         let bytes = ROWS * (COLS / 8 * code.bits() as usize + COLS / code.group_size());
         kinds.push((format!("{code:?}"), bytes, Box::new(move || micro(code))));
+    }
+    kinds.push(("sym".to_owned(), ROWS * (COLS + 4), Box::new(|| blocks(&Sym { per: Per::Row }))));
+    for (bits, block, symmetric) in [(4, 32, true), (4, 32, false), (4, 128, false), (8, 128, true)] {
+        let scheme = MatMulNBits::new(bits, Block::Of(block), symmetric).unwrap();
+        let zeros = if symmetric { 0 } else { (COLS / block) * bits as usize / 8 };
+        let bytes = ROWS * (COLS / 8 * bits as usize + COLS / block * 2 + zeros);
+        let kind = if symmetric { "" } else { "-zeros" };
+        kinds.push((format!("nbits{bits}-b{block}{kind}"), bytes, Box::new(move || blocks(&scheme))));
     }
     kinds
 }

@@ -4,7 +4,7 @@
 use std::{ops::Range, sync::Arc};
 
 use quantfs::{
-    kernel::{Coded, Kernels, Product, available},
+    kernel::{Coded, Kernels, Product, Zero, available},
     quant::{
         Scheme, Weight,
         format::{
@@ -300,16 +300,31 @@ fn products() -> Vec<Product> {
     for group in [16, 32, 64, 128] {
         for bits in [2, 3, 4, 5, 6, 8] {
             let whole = matches!(bits, 2 | 4 | 8);
-            if whole && group * bits as usize >= 64 {
-                all.extend(Float::ALL.map(|stored| Product::Middle { bits, group, stored }));
+            if whole && group * (bits as usize) < 64 {
+                continue;
             }
-            if !whole || group * bits as usize >= 64 {
-                all.extend(Float::ALL.map(|stored| Product::Affine { bits, group, stored }));
+            for stored in Float::ALL {
+                all.push(Product::Affine { bits, group, stored });
+                let zeros = [Zero::Points, Zero::Middle, Zero::Signed];
+                for zero in zeros.into_iter().take(if bits == 8 { 3 } else { 2 }).filter(|_| whole) {
+                    all.extend([1, 2, 5].map(|n| Product::Blocks { bits, group, block: n * group, stored, zero }));
+                }
             }
         }
-        all.push(Product::Signed { group });
     }
     all
+}
+
+/// Elements of a block, and bytes of the scales and the biases of a row of so many.
+fn layout(product: &Product, blocks: usize) -> (usize, usize, usize) {
+    match *product {
+        Product::Affine { group, stored, .. } => (group, blocks * stored.size(), blocks * stored.size()),
+        Product::Blocks { block, stored, zero, bits, .. } => {
+            let zeros = if zero == Zero::Points { (blocks * bits as usize).div_ceil(8) } else { 0 };
+            (block, blocks * stored.size(), zeros)
+        }
+        Product::Mxfp4 | Product::Nvfp4 => (product.group(), blocks, 0),
+    }
 }
 
 /// The bits of results, every NaN the same: which of its bits an operation keeps is the machine's affair.
@@ -322,18 +337,13 @@ fn integer_products_are_the_same_from_every_table() {
     let mut random = Random(21);
     for product in products() {
         for inputs in [1, 2, 3, 4, 5, 6, 7, 8, 9, 15, 33] {
-            let (rows, groups) = (1 + random.index(70), 1 + random.index(5 + 768 / product.group()));
-            let (cols, start) = (groups * product.group(), random.index(8));
-            let parameter = match product {
-                Product::Affine { stored, .. } | Product::Middle { stored, .. } => stored.size(),
-                Product::Signed { .. } => 4,
-                Product::Mxfp4 | Product::Nvfp4 => 1,
-            };
-            let affine = matches!(product, Product::Affine { .. });
+            let (block, ..) = layout(&product, 1);
+            let (rows, blocks) = (1 + random.index(70), 1 + random.index(5 + 768 / block));
+            let (cols, start) = (blocks * block, random.index(8));
+            let (_, scales, biases) = layout(&product, blocks);
             // Any bytes are codes, and most are parameters: NaN and infinity among them.
             let codes = random.bytes(start + rows * cols / 8 * product.bits() as usize);
-            let scales = random.bytes(start + rows * groups * parameter);
-            let biases = random.bytes(if affine { scales.len() } else { start });
+            let [scales, biases] = [scales, biases].map(|row| random.bytes(start + rows * row));
             let matrix = Coded { codes: &codes[start..], scales: &scales[start..], biases: &biases[start..] };
             let mut x = random.activations(inputs * cols);
             // The ends of the range together: what sums of sixteen bits would not hold.
@@ -357,8 +367,8 @@ fn integer_products_are_the_same_from_every_table() {
 fn the_largest_sums_are_exact() {
     let (group, stored) = (128, Float::F32);
     let affine = Product::Affine { bits: 8, group, stored };
-    let middle = Product::Middle { bits: 8, group, stored };
-    let signed = Product::Signed { group };
+    let blocks = |zero| Product::Blocks { bits: 8, group, block: group, stored, zero };
+    let (middle, signed) = (blocks(Zero::Middle), blocks(Zero::Signed));
     let ends = [(affine, 255, 255.0), (middle, 255, 127.0), (middle, 0, -128.0), (signed, 127, 127.0)];
     for (product, code, value) in ends.into_iter().chain([(signed, 128, -128.0), (signed, 0, 0.0)]) {
         for (sign, inputs) in [(1.0, 3), (-1.0, 3), (1.0, 9), (-1.0, 9)] {

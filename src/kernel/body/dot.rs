@@ -164,6 +164,36 @@ fn half_low_e4m3(dword: u32) -> f32 {
     e4m3_to_f32((dword & 0xff) as u8) * 0.5
 }
 
+/// What packed zero points of sixteen rows, four bytes of each row after the other, add to each element
+/// under scales, `[group][row]`.
+#[inline(always)]
+pub(in crate::kernel) fn zero_points(bits: u32, src: &[[u8; 64]], scales: &[[u8; 64]], out: &mut [[u8; 64]]) {
+    match bits {
+        2 => each::<16>(src, out, minus_low_2),
+        4 => each::<8>(src, out, minus_low_4),
+        _ => each::<4>(src, out, minus_low_8),
+    }
+    let scales = scales.as_flattened().as_chunks::<4>().0;
+    for (out, scale) in out.as_flattened_mut().as_chunks_mut::<4>().0.iter_mut().zip(scales) {
+        *out = (f32::from_le_bytes(*out) * f32::from_le_bytes(*scale)).to_le_bytes();
+    }
+}
+
+#[inline(always)]
+fn minus_low_2(dword: u32) -> f32 {
+    -((dword & 3) as i32) as f32
+}
+
+#[inline(always)]
+fn minus_low_4(dword: u32) -> f32 {
+    -((dword & 15) as i32) as f32
+}
+
+#[inline(always)]
+fn minus_low_8(dword: u32) -> f32 {
+    -((dword & 0xff) as i32) as f32
+}
+
 /// The `N` values of each dword, each to a group of its own; `value` looks at the low bits only.
 #[inline(always)]
 fn each<const N: usize>(src: &[[u8; 64]], out: &mut [[u8; 64]], value: impl Fn(u32) -> f32 + Copy) {

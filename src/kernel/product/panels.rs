@@ -80,10 +80,8 @@ fn add(
         let of = p * LANES..rows.min((p + 1) * LANES);
         let (count, coded) = (of.len(), band.rows(product, cols, of));
         let place = p * groups..(p + 1) * groups;
-        kernels.parameters(product, coded.scales, count, &mut scratch.room, &mut scratch.scales[place.clone()]);
-        if !coded.biases.is_empty() {
-            kernels.parameters(product, coded.biases, count, &mut scratch.room, &mut scratch.biases[place]);
-        }
+        let biases = scratch.biases.get_mut(place.clone()).unwrap_or_default();
+        kernels.parameters(product, &coded, count, &mut scratch.room, [&mut scratch.scales[place], biases]);
     }
     scratch.sums.fill([0.0; LANES]);
     let calls = cols.div_ceil(STRETCH) * inputs.count.div_ceil(BLOCK);

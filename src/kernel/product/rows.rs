@@ -36,10 +36,7 @@ pub(super) fn multiply(kernels: &Kernels, product: &Product, matrix: &Coded<'_>,
     for first in (0..rows).step_by(LANES) {
         let count = LANES.min(rows - first);
         let coded = matrix.rows(product, inputs.cols, first..first + count);
-        kernels.parameters(product, coded.scales, count, &mut scratch.room, &mut scratch.scales);
-        if !coded.biases.is_empty() {
-            kernels.parameters(product, coded.biases, count, &mut scratch.room, &mut scratch.biases);
-        }
+        kernels.parameters(product, &coded, count, &mut scratch.room, [&mut scratch.scales, &mut scratch.biases]);
         scratch.sums.fill([0.0; LANES]);
         add(kernels, product, &coded, count, inputs, &mut scratch);
         for (n, sums) in scratch.sums.iter().enumerate() {

@@ -18,6 +18,10 @@ const TABLE: Kernels = Kernels {
         // SAFETY: as above.
         unsafe { parameters::parameters(product, src, out) }
     },
+    zero_points: |bits, src, scales, out| {
+        // SAFETY: as above.
+        unsafe { parameters::zero_points(bits, src, scales, out) }
+    },
     accumulate: |product, panels, inputs, _, acc| {
         // SAFETY: as above; AVX-512 has AVX2 in it.
         unsafe { maddubs::accumulate(product, panels, inputs, acc) }

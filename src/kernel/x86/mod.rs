@@ -86,6 +86,11 @@ macro_rules! instances {
         }
 
         #[target_feature(enable = $features)]
+        fn zero_points(bits: u32, src: &[[u8; 64]], scales: &[[u8; 64]], out: &mut [[u8; 64]]) {
+            body::dot::zero_points(bits, src, scales, out);
+        }
+
+        #[target_feature(enable = $features)]
         fn multiply(cols: usize, w: &[f32], x: &[f32], y: &mut [f32]) {
             body::dot::product(cols, w, x, y);
         }
@@ -168,6 +173,10 @@ macro_rules! instances {
             parameters: |product, src, out| {
                 // SAFETY: as above.
                 unsafe { parameters(product, src, out) }
+            },
+            zero_points: |bits, src, scales, out| {
+                // SAFETY: as above.
+                unsafe { zero_points(bits, src, scales, out) }
             },
             multiply: |cols, w, x, y| {
                 // SAFETY: as above.

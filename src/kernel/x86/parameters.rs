@@ -4,8 +4,9 @@
 
 use std::arch::x86_64::{
     __m512, __m512i, _mm512_and_si512, _mm512_castps_si512, _mm512_castsi512_ps, _mm512_cmpeq_epi32_mask,
-    _mm512_cvtepi32_epi16, _mm512_cvtph_ps, _mm512_loadu_si512, _mm512_mask_mov_epi32, _mm512_mul_ps, _mm512_or_si512,
-    _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_si512, _mm512_slli_epi32, _mm512_srli_epi32, _mm512_storeu_ps,
+    _mm512_cvtepi32_epi16, _mm512_cvtepi32_ps, _mm512_cvtph_ps, _mm512_loadu_si512, _mm512_mask_mov_epi32,
+    _mm512_mul_ps, _mm512_or_si512, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_si512, _mm512_slli_epi32,
+    _mm512_srli_epi32, _mm512_storeu_ps, _mm512_sub_epi32,
 };
 
 use crate::{
@@ -54,6 +55,30 @@ pub(super) fn parameters(product: &Product, src: &[[u8; 64]], out: &mut [[u8; 64
                     rest = _mm512_srli_epi32::<8>(rest);
                 }
             }
+        }
+    }
+}
+
+/// `body::dot::zero_points`.
+#[target_feature(enable = "avx512f")]
+pub(super) fn zero_points(bits: u32, src: &[[u8; 64]], scales: &[[u8; 64]], out: &mut [[u8; 64]]) {
+    match bits {
+        2 => zeros::<2, 16>(src, scales, out),
+        4 => zeros::<4, 8>(src, scales, out),
+        _ => zeros::<8, 4>(src, scales, out),
+    }
+}
+
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn zeros<const BITS: u32, const N: usize>(src: &[[u8; 64]], scales: &[[u8; 64]], out: &mut [[u8; 64]]) {
+    let low = _mm512_set1_epi32((1 << BITS) - 1);
+    for ((src, scales), out) in src.iter().zip(scales.chunks(N)).zip(out.chunks_mut(N)) {
+        let mut rest = load(src);
+        for (scale, out) in scales.iter().zip(out) {
+            let negative = _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_and_si512(rest, low));
+            store(_mm512_mul_ps(_mm512_cvtepi32_ps(negative), _mm512_castsi512_ps(load(scale))), out);
+            rest = _mm512_srli_epi32::<BITS>(rest);
         }
     }
 }

@@ -17,6 +17,7 @@
 use std::sync::Arc;
 
 use crate::{
+    kernel::Zero,
     num::{
         codes::{pack, unpack},
         f16_from_f32, f16_to_f32,
@@ -226,7 +227,8 @@ impl Scheme for MatMulNBits {
 
     fn operator(&self, weight: &Weight, parts: &[Bytes]) -> Option<Arc<dyn Operator>> {
         let (block, ..) = self.layout(weight.cols());
-        let form = Form { bits: self.bits, block, signed: false, stored: weight.float, shared: false };
+        let zero = if self.symmetric { Zero::Middle } else { Zero::Points };
+        let form = Form { bits: self.bits, block, zero, stored: weight.float, shared: false };
         Some(Arc::new(Blocks::new(Arc::new(*self), weight, form, parts)?))
     }
 }

@@ -13,6 +13,7 @@
 use std::sync::Arc;
 
 use crate::{
+    kernel::Zero,
     quant::{
         Axis, Banding, Content, Facts, Module, Part, Recognized, Scheme, Unsupported, Weight,
         operator::{Blocks, Bytes, Form, Operator},
@@ -93,7 +94,7 @@ impl Scheme for Sym {
 
     fn operator(&self, weight: &Weight, parts: &[Bytes]) -> Option<Arc<dyn Operator>> {
         let shared = self.per == Per::Tensor;
-        let form = Form { bits: 8, block: weight.cols(), signed: true, stored: Float::F32, shared };
+        let form = Form { bits: 8, block: weight.cols(), zero: Zero::Signed, stored: Float::F32, shared };
         Some(Arc::new(Blocks::new(Arc::new(*self), weight, form, parts)?))
     }
 }

@@ -174,39 +174,18 @@ const DECODED: usize = 1 << 16;
 
 /// Products in f32 with rows as the decoder gives them, some at a time.
 fn exact(operator: &dyn Operator, rows: Range<usize>, x: &[f32], y: &mut [f32]) {
-    let cols = operator.cols();
-    let step = (DECODED / cols).clamp(1, rows.len().max(1));
-    let mut values = vec![0.0; step * cols];
-    in_steps(&rows, step, x.len() / cols, y, |some, y| {
-        let values = &mut values[..some.len() * cols];
-        operator.decode(some, values);
-        kernels().multiply(cols, values, x, y);
-    });
-}
-
-/// Has the outputs of some rows after the other made, and puts them where they belong in those of all.
-fn in_steps(
-    rows: &Range<usize>,
-    step: usize,
-    inputs: usize,
-    y: &mut [f32],
-    mut make: impl FnMut(Range<usize>, &mut [f32]),
-) {
-    let count = rows.len();
+    let (cols, count) = (operator.cols(), rows.len());
+    let inputs = x.len() / cols;
     assert_eq!(y.len(), inputs * count, "room for {count} outputs of each input");
-    if count == 0 {
-        return;
-    }
-    if step >= count {
-        return make(rows.clone(), y);
-    }
-    let mut products = vec![0.0; step * inputs];
+    let step = (DECODED / cols).clamp(1, count.max(1));
+    let (mut values, mut products) = (vec![0.0; step * cols], vec![0.0; step * inputs]);
     for first in rows.clone().step_by(step) {
-        let some = first..rows.end.min(first + step);
-        let products = &mut products[..some.len() * inputs];
-        make(some.clone(), products);
-        for (from, to) in products.chunks_exact(some.len()).zip(y.chunks_exact_mut(count)) {
-            to[first - rows.start..][..some.len()].copy_from_slice(from);
+        let some = step.min(rows.end - first);
+        let (values, products) = (&mut values[..some * cols], &mut products[..some * inputs]);
+        operator.decode(first..first + some, values);
+        kernels().multiply(cols, values, x, products);
+        for (from, to) in products.chunks_exact(some).zip(y.chunks_exact_mut(count)) {
+            to[first - rows.start..][..some].copy_from_slice(from);
         }
     }
 }
