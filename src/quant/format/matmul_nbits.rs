@@ -11,6 +11,9 @@
 //! rounded before they divide. It has no quantizer for bf16: there the scales are rounded last.
 //! Where a row ends within a byte, it leaves the rest of the byte to chance; here the rest is 0.
 //!
+//! Every block multiplies in integers but for those of 16 codes of 2 bits, and for whole rows that are no
+//! multiple of 16 (of 32 for 2 bits): these multiply exactly.
+//!
 //! A whole row may be one block, which onnxruntime's operator has only up to 256 elements: it is given
 //! the same codes in blocks that share a scale.
 

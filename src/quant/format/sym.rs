@@ -7,6 +7,8 @@
 //! NaN has code 0 and counts for no maximum. A weight of zeros, or one so small that its scale
 //! underflows, has scale 0 and codes 0; an infinite weight makes the scale infinite and the values NaN.
 //!
+//! Products take a row as groups of up to 128 columns; rows that are no multiple of 16 multiply exactly.
+//!
 //! A tensor's one scale needs the whole tensor before the first code, so that such a weight is a single
 //! band: the runtime makes them, no format of the table does.
 

@@ -81,6 +81,10 @@ pub enum Arithmetic {
     /// With the activations quantized to int8 per group, where the operator has such a kernel; exact
     /// otherwise. Products of codes are integers; their sums are scaled and added per group in f32.
     ///
+    /// Groups are those of affine codes, mxfp4 and nvfp4. Of symmetric int8 and MatMulNBits a group is
+    /// the largest of 128, 64, 32 and 16 elements that makes up a block (which may be a row) and whose
+    /// codes fill 8 bytes; where there is none, and for mxfp8 and full precision, products are exact.
+    ///
     /// With `s` = largest |x| of a group / 127, each activation is off by at most `s / 2` (and its
     /// own rounding). Against exact arithmetic on the decoded weights the error of an output is at
     /// most the sum, over its groups (G of them) and their elements, of
@@ -88,7 +92,9 @@ pub enum Arithmetic {
     /// - `(2 G + 4) 2^-24 * 128 s (|code * scale| + |bias|)`: the sums in f32,
     /// - `u (|x| + s) (2 |code * scale| + |bias|)`: the decoder of affine codes rounds twice to the
     ///   stored dtype, and this arithmetic does not (`u` is 2^-8 for bfloat16, 2^-11 for half, 2^-24
-    ///   for f32; values that the dtype holds as subnormals aside).
+    ///   for f32; values that the dtype holds as subnormals aside). For symmetric int8 and MatMulNBits
+    ///   `u` is 2^-24; zero points make `bias = -zero * scale`, and where zero is the same for all,
+    ///   `code` counts from it and there is no bias.
     ///
     /// A group whose scale would be subnormal (magnitudes below 2^-119) counts as zeros. A group with
     /// an activation that is not finite makes its outputs NaN.
