@@ -349,9 +349,7 @@ fn dots<const N: usize>(row: &[f32], inputs: [&[f32]; N]) -> [f32; N] {
     let runs = inputs.map(|x| &x.as_chunks::<LANES>().0[..row.len() / LANES]);
     for (at, row) in row.as_chunks::<LANES>().0.iter().enumerate() {
         for n in 0..N {
-            for i in 0..LANES {
-                sums[n][i] += row[i] * runs[n][at][i];
-            }
+            sums[n] = add_products(sums[n], row, &runs[n][at]);
         }
     }
     let whole = row.len() / LANES * LANES;
@@ -362,6 +360,15 @@ fn dots<const N: usize>(row: &[f32], inputs: [&[f32]; N]) -> [f32; N] {
         out[n] = halves(sums[n]);
     }
     out
+}
+
+/// By value, so that the compiler keeps the sums in registers.
+#[inline(always)]
+fn add_products(mut sums: [f32; LANES], a: &[f32; LANES], b: &[f32; LANES]) -> [f32; LANES] {
+    for i in 0..LANES {
+        sums[i] += a[i] * b[i];
+    }
+    sums
 }
 
 /// The sum of sixteen, by halves.
