@@ -29,8 +29,8 @@ use std::{
 
 use crate::tensor::Float;
 
-pub use product::{Activations, Coded, Product};
-use product::{Ahead, Inputs, Panel, Rows, Tiling};
+pub use product::{Activations, Coded, Product, Zero};
+use product::{Ahead, Inputs, Map, Panel, Rows, Stored, Tiling};
 
 /// The instruction sets for which there is a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -189,7 +189,8 @@ type Swiglu = fn(&mut [f32], &[f32]);
 type QuantizeInput = fn(&Product, &[f32], &mut [i8], &mut [f32], &mut [i32]);
 type Spread = fn(u32, &[u8], &mut [u8]);
 type Tile = fn(&Tiling, &[u8], &mut [[u8; 64]]);
-type Parameters = fn(&Product, &[u8], &mut [[u8; 64]]);
+type Parameters = fn(Stored, &[u8], &mut [[u8; 64]]);
+type ZeroPoints = fn(u32, &[u8], &[[u8; 64]], &mut [[u8; 64]]);
 type Accumulate = fn(&Product, &[Panel<'_>], &Inputs<'_>, Ahead<'_>, &mut [[f32; 16]]);
 type AccumulateRows = fn(&Product, &Rows<'_>, &Inputs<'_>, &mut [f32; 16]);
 type Multiply = fn(usize, &[f32], &[f32], &mut [f32]);
@@ -211,6 +212,7 @@ pub struct Kernels {
     spread: Spread,
     tile: Tile,
     parameters: Parameters,
+    zero_points: ZeroPoints,
     accumulate: Accumulate,
     accumulate_rows: AccumulateRows,
     multiply: Multiply,

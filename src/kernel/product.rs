@@ -28,15 +28,40 @@ pub enum Product {
     Affine {
         /// Bits of a code: 2, 3, 4, 5, 6 or 8.
         bits: u32,
-        /// Elements of a group: 32, 64 or 128.
+        /// Elements of a group: 16, 32, 64 or 128, whose codes fill eight bytes or more.
         group: usize,
         /// The scales and biases.
         stored: Float,
+    },
+    /// `(code - zero) * scale`, with a scale for each block in a float.
+    Blocks {
+        /// Bits of a code: 2, 4 or 8.
+        bits: u32,
+        /// Elements of a group of inputs, as of affine codes.
+        group: usize,
+        /// Elements of a block: one or more groups.
+        block: usize,
+        /// The scales.
+        stored: Float,
+        /// The code of the value zero.
+        zero: Zero,
     },
     /// e2m1 elements, an e8m0 scale for 32 of them.
     Mxfp4,
     /// e2m1 elements, an e4m3 scale for 16 of them.
     Nvfp4,
+}
+
+/// The code of the value zero in blocks of codes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Zero {
+    /// 0: codes are signed bytes.
+    Signed,
+    /// The middle: 8 of 4 bits.
+    Middle,
+    /// Each block has its own, which stand where others have biases: packed as codes are, each row from a
+    /// byte on.
+    Points,
 }
 
 impl Product {
@@ -53,14 +78,17 @@ impl Product {
     /// Bits of a code.
     #[must_use]
     pub const fn bits(&self) -> u32 {
-        if let Self::Affine { bits, .. } = self { *bits } else { 4 }
+        match self {
+            Self::Affine { bits, .. } | Self::Blocks { bits, .. } => *bits,
+            Self::Mxfp4 | Self::Nvfp4 => 4,
+        }
     }
 
     /// Elements of a group.
     #[must_use]
     pub const fn group(&self) -> usize {
         match self {
-            Self::Affine { group, .. } => *group,
+            Self::Affine { group, .. } | Self::Blocks { group, .. } => *group,
             Self::Mxfp4 => 32,
             Self::Nvfp4 => 16,
         }
@@ -77,7 +105,29 @@ impl Product {
 
     /// What a panel holds for the value zero.
     pub(super) const fn zero(&self) -> i32 {
-        if matches!(self, Self::Affine { .. }) { 0 } else { 12 }
+        match self {
+            Self::Affine { .. } | Self::Blocks { zero: Zero::Points, .. } => 0,
+            Self::Blocks { bits, .. } => 1 << (*bits - 1),
+            Self::Mxfp4 | Self::Nvfp4 => 12,
+        }
+    }
+
+    /// What stands for a code in a panel.
+    pub(super) const fn map(&self) -> Map {
+        match self {
+            Self::Blocks { zero: Zero::Signed, .. } => Map::Signed,
+            Self::Affine { .. } | Self::Blocks { .. } => Map::Same,
+            Self::Mxfp4 | Self::Nvfp4 => Map::E2m1,
+        }
+    }
+
+    const fn has_biases(&self) -> bool {
+        matches!(self, Self::Affine { .. } | Self::Blocks { zero: Zero::Points, .. })
+    }
+
+    /// Elements that share a scale.
+    const fn block(&self) -> usize {
+        if let Self::Blocks { block, .. } = self { *block } else { self.group() }
     }
 
     /// Bytes of a group's codes, where whole codes fill a byte.
@@ -85,12 +135,26 @@ impl Product {
         self.group() / self.planes()
     }
 
-    /// Bytes of a scale or bias as it is stored.
-    pub(super) const fn parameter(&self) -> usize {
+    /// How scales and biases are stored.
+    pub(super) const fn stored(&self) -> Stored {
         match self {
-            Self::Affine { stored: Float::F32, .. } => 4,
-            Self::Affine { .. } => 2,
-            Self::Mxfp4 | Self::Nvfp4 => 1,
+            Self::Affine { stored, .. } | Self::Blocks { stored, .. } => Stored::Float(*stored),
+            Self::Mxfp4 => Stored::E8m0,
+            Self::Nvfp4 => Stored::E4m3,
+        }
+    }
+
+    /// Bytes of the scales of a row.
+    fn scale_bytes(&self, cols: usize) -> usize {
+        cols / self.block() * self.stored().size()
+    }
+
+    /// Bytes of the biases of a row, or of what stands for them.
+    fn bias_bytes(&self, cols: usize) -> usize {
+        match self {
+            Self::Affine { .. } => self.scale_bytes(cols),
+            Self::Blocks { zero: Zero::Points, bits, block, .. } => (cols / block * *bits as usize).div_ceil(8),
+            _ => 0,
         }
     }
 
@@ -99,14 +163,47 @@ impl Product {
     }
 }
 
+/// What a panel holds for a code; the value zero is [`Product::zero`] in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Map {
+    /// The code.
+    Same,
+    /// `body::dot::E2M1`.
+    E2m1,
+    /// A signed byte and 128: its highest bit the other way round.
+    Signed,
+}
+
+/// How a scale is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stored {
+    /// As it is.
+    Float(Float),
+    /// In a byte, for values of which codes are twice.
+    E8m0,
+    /// As well.
+    E4m3,
+}
+
+impl Stored {
+    /// Bytes of one.
+    pub(super) fn size(self) -> usize {
+        match self {
+            Self::Float(float) => float.size(),
+            Self::E8m0 | Self::E4m3 => 1,
+        }
+    }
+}
+
 /// The parts of whole rows of a matrix, each row after the other.
 #[derive(Clone, Copy, Debug)]
 pub struct Coded<'a> {
     /// Packed codes.
     pub codes: &'a [u8],
-    /// A scale for each group.
+    /// A scale for each group, or each block.
     pub scales: &'a [u8],
-    /// A bias for each group, empty where the code has none.
+    /// A bias for each group or zero points, empty where the code has neither.
     pub biases: &'a [u8],
 }
 
@@ -114,11 +211,10 @@ impl<'a> Coded<'a> {
     /// The parts of some rows of `cols`.
     fn rows(&self, product: &Product, cols: usize, rows: Range<usize>) -> Self {
         let of = |part: &'a [u8], row: usize| part.get(rows.start * row..rows.end * row).unwrap_or_default();
-        let parameters = cols / product.group() * product.parameter();
         Self {
             codes: of(self.codes, product.row_bytes(cols)),
-            scales: of(self.scales, parameters),
-            biases: of(self.biases, parameters),
+            scales: of(self.scales, product.scale_bytes(cols)),
+            biases: of(self.biases, product.bias_bytes(cols)),
         }
     }
 }
@@ -290,8 +386,8 @@ pub(super) struct Tiling {
     pub(super) rows: usize,
     /// Codes of a byte: 1, 2 or 4.
     pub(super) planes: usize,
-    /// Whether the codes are e2m1.
-    pub(super) e2m1: bool,
+    /// What stands for the codes.
+    pub(super) map: Map,
 }
 
 impl Kernels {
@@ -344,18 +440,45 @@ impl Kernels {
             panels::multiply(self, product, matrix, inputs, y);
         }
     }
+
+    /// Scales and biases of the groups of sixteen rows at most as f32, `[group][row]`.
+    fn parameters(&self, product: &Product, matrix: &Coded<'_>, [scales, biases]: [&mut [[u8; 64]]; 2]) {
+        let share = product.block() / product.group();
+        let blocks = scales.len() / share;
+        (self.parameters)(product.stored(), matrix.scales, &mut scales[..blocks]);
+        if let Product::Blocks { bits, zero: Zero::Points, .. } = product {
+            (self.zero_points)(*bits, matrix.biases, &scales[..blocks], &mut biases[..blocks]);
+        } else if product.has_biases() {
+            (self.parameters)(product.stored(), matrix.biases, biases);
+        }
+        repeat(scales, share);
+        repeat(biases, share);
+    }
+}
+
+/// The first of so many values, each `times` times.
+fn repeat(values: &mut [[u8; 64]], times: usize) {
+    if times > 1 {
+        for at in (0..values.len()).rev() {
+            values[at] = values[at / times];
+        }
+    }
 }
 
 fn check_product(product: &Product, cols: usize) {
-    if let Product::Affine { bits, group, .. } = product {
-        assert!(matches!(bits, 2..=6 | 8) && matches!(group, 32 | 64 | 128), "no such affine code: {product:?}");
-    }
-    assert!(cols.is_multiple_of(product.group()), "{cols} columns are no whole groups of {}", product.group());
+    let bits = match product {
+        Product::Blocks { bits, zero: Zero::Signed, .. } => *bits == 8,
+        Product::Blocks { bits, .. } => matches!(bits, 2 | 4 | 8),
+        _ => matches!(product.bits(), 2..=6 | 8),
+    };
+    let group = matches!(product.group(), 16 | 32 | 64 | 128) && product.group_bytes() >= 8;
+    let block = product.block() > 0 && product.block().is_multiple_of(product.group());
+    assert!(bits && group && block, "no such code: {product:?}");
+    assert!(cols.is_multiple_of(product.block()), "{cols} columns are no whole groups of {}", product.block());
 }
 
 fn check_coded(product: &Product, matrix: &Coded<'_>, rows: usize, cols: usize) {
-    let parameters = rows * (cols / product.group()) * product.parameter();
-    let biases = if matches!(product, Product::Affine { .. }) { parameters } else { 0 };
-    let lengths = (matrix.codes.len(), matrix.scales.len(), matrix.biases.len());
-    assert_eq!(lengths, (rows * product.row_bytes(cols), parameters, biases), "{product:?}, {rows} rows of {cols}");
+    let lengths = [matrix.codes.len(), matrix.scales.len(), matrix.biases.len()];
+    let row = [product.row_bytes(cols), product.scale_bytes(cols), product.bias_bytes(cols)];
+    assert_eq!(lengths, row.map(|bytes| rows * bytes), "{product:?}, {rows} rows of {cols}");
 }

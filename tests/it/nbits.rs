@@ -120,12 +120,18 @@ fn products_are_the_operators() {
         let (x, y) = (floats(&expected[&format!("{stem}.x")].1), floats(&expected[&format!("{stem}.y")].1));
         let mut ours = vec![f32::NAN; y.len()];
         operator.multiply(0..operator.rows(), &x, Arithmetic::Exact, &mut ours);
+        let mut int8 = vec![f32::NAN; y.len()];
+        operator.multiply(0..operator.rows(), &x, Arithmetic::Int8, &mut int8);
         let mut row = vec![0.0; cols];
-        for (i, (ours, theirs)) in ours.iter().zip(&y).enumerate() {
+        for (i, ((ours, int8), theirs)) in ours.iter().zip(&int8).zip(&y).enumerate() {
             let (b, r) = (i / operator.rows(), i % operator.rows());
             operator.decode(r..r + 1, &mut row);
             let size: f32 = row.iter().zip(&x[b * cols..]).map(|(w, x)| (w * x).abs()).sum();
             assert!((ours - theirs).abs() <= 1e-6 * size, "{stem} [{b}, {r}]: {ours}, not {theirs}");
+            // Half a step of the activations; that of a group is no larger than the input's.
+            let step = x[b * cols..(b + 1) * cols].iter().fold(0f32, |m, x| m.max(x.abs())) / 127.0;
+            let bound = 0.51 * step * row.iter().map(|w| w.abs()).sum::<f32>();
+            assert!((int8 - theirs).abs() <= bound, "{stem} [{b}, {r}]: {int8} in int8, not {theirs}");
         }
         seen += 1;
     }

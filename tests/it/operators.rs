@@ -4,9 +4,13 @@
 use std::{ops::Range, sync::Arc};
 
 use quantfs::{
-    kernel::{Coded, Kernels, Product, available},
+    kernel::{Coded, Kernels, Product, Zero, available},
     quant::{
         Scheme, Weight,
+        format::{
+            matmul_nbits::{Block, MatMulNBits},
+            sym::{Per, Sym},
+        },
         operator::{Arithmetic, Bytes, Decoded, Operator},
     },
     tensor::Float,
@@ -56,6 +60,8 @@ struct Matrix {
     weight: Weight,
     parts: Vec<Vec<u8>>,
     values: Vec<f32>,
+    /// The biases of elements, zeros for codes that have none.
+    biases: Vec<f32>,
 }
 
 impl Matrix {
@@ -65,9 +71,19 @@ impl Matrix {
         let (_, data) = elements(float, weight.elements());
         let extent = scheme.banding(&weight).extent(&weight);
         let parts = encode(&**scheme, &weight, &layout, &data, 0..extent);
-        let mut values = vec![0.0; weight.elements()];
-        scheme.decode(&parts.iter().map(Vec::as_slice).collect::<Vec<_>>(), float, rows, &mut values);
-        Self { scheme: Arc::clone(scheme), weight, parts, values }
+        let decode = |parts: &[Vec<u8>]| {
+            let mut values = vec![0.0; weight.elements()];
+            scheme.decode(&parts.iter().map(Vec::as_slice).collect::<Vec<_>>(), float, rows, &mut values);
+            values
+        };
+        let values = decode(&parts);
+        let biases = if parts.len() == 3 {
+            // The value of code 0 is the bias.
+            decode(&[vec![0; parts[0].len()], parts[1].clone(), parts[2].clone()])
+        } else {
+            vec![0.0; values.len()]
+        };
+        Self { scheme: Arc::clone(scheme), weight, parts, values, biases }
     }
 
     /// The operator over parts that lie at an odd address.
@@ -81,38 +97,45 @@ impl Matrix {
         own.unwrap_or_else(|| Arc::new(Decoded::new(Arc::clone(&self.scheme), self.weight.clone(), parts)))
     }
 
-    /// The magnitude of the bias of each group, zeros for codes that have none.
-    fn biases(&self) -> Vec<f64> {
-        let groups = self.weight.elements() / self.scheme.facts().group_size.max(1);
-        let Some(biases) = self.parts.get(2) else { return vec![0.0; groups] };
-        let size = biases.len() / groups;
+    /// Whether the codes are in blocks, of which a group is a part or the whole.
+    fn in_blocks(&self) -> bool {
+        matches!(self.scheme.facts().mode, "int8" | "matmul_nbits")
+    }
+
+    /// Elements of a group; `None` where products are exact.
+    fn group(&self) -> Option<usize> {
+        let (facts, cols) = (self.scheme.facts(), self.weight.cols());
+        if !self.in_blocks() {
+            return Some(facts.group_size).filter(|group| *group > 0 && facts.mode != "mxfp8");
+        }
+        let block = if facts.group_size == 0 { cols } else { facts.group_size };
+        let fits = |group: &usize| block.is_multiple_of(*group) && group * facts.bits as usize >= 64;
+        [128, 64, 32, 16].into_iter().find(fits)
+    }
+
+    /// The relative error of a step of the stored dtype.
+    fn unit(&self) -> f64 {
         let layout = self.scheme.parts(&self.weight).unwrap();
-        let value = |b: &[u8]| match Float::of(layout[2].dtype).unwrap() {
-            Float::Bf16 => half::bf16::from_le_bytes([b[0], b[1]]).to_f64(),
-            Float::F16 => half::f16::from_le_bytes([b[0], b[1]]).to_f64(),
-            Float::F32 => f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]])),
-        };
-        biases.chunks_exact(size).map(|b| value(b).abs()).collect()
+        match layout.get(2).and_then(|part| Float::of(part.dtype)) {
+            Some(Float::Bf16) => 2f64.powi(-8),
+            Some(Float::F16) => 2f64.powi(-11),
+            Some(Float::F32) => 2f64.powi(-24),
+            None if self.in_blocks() => 2f64.powi(-24),
+            None => 0.0,
+        }
     }
 
     /// The exact product of a row and an input, and how far each arithmetic may be from it.
     fn product(&self, row: usize, x: &[f32]) -> (f64, [f64; 2]) {
-        let (cols, facts) = (self.weight.cols(), self.scheme.facts());
-        let (group, biases) = (facts.group_size.clamp(1, cols), self.biases());
-        let stored = self.scheme.parts(&self.weight).unwrap().get(2).and_then(|p| Float::of(p.dtype));
-        let unit = match stored {
-            Some(Float::Bf16) => 2f64.powi(-8),
-            Some(Float::F16) => 2f64.powi(-11),
-            Some(Float::F32) => 2f64.powi(-24),
-            None => 0.0,
-        };
+        let (cols, unit) = (self.weight.cols(), self.unit());
+        let group = self.group().unwrap_or(cols);
         let (mut sum, mut magnitude, mut int8) = (0.0, 0.0, 0.0);
-        let f32s = (2.0 * (cols / group) as f64 + 4.0) * 2f64.powi(-24) * 128.0;
+        let f32s = (2.0 * cols.div_ceil(group) as f64 + 4.0) * 2f64.powi(-24) * 128.0;
         for (g, x) in x.chunks(group).enumerate() {
             let scale = x.iter().fold(0.0, |m: f64, x| m.max(f64::from(*x).abs())) / 127.0;
-            let bias = biases.get(row * (cols / group) + g).copied().unwrap_or_default();
             for (i, x) in x.iter().enumerate() {
-                let (w, x) = (f64::from(self.values[row * cols + g * group + i]), f64::from(*x));
+                let at = row * cols + g * group + i;
+                let (w, bias, x) = (f64::from(self.values[at]), f64::from(self.biases[at]).abs(), f64::from(*x));
                 sum += w * x;
                 magnitude += (w * x).abs();
                 let code = (w.abs() + bias) * (1.0 + 2.0 * unit);
@@ -121,7 +144,7 @@ impl Matrix {
             }
         }
         let exact = (cols as f64 / 16.0 + 6.0) * 2f64.powi(-24) * magnitude;
-        (sum, [exact, int8.max(exact)])
+        (sum, [exact, if self.group().is_some() { int8 } else { exact }])
     }
 
     fn name(&self) -> String {
@@ -135,9 +158,22 @@ fn multiply(operator: &dyn Operator, rows: Range<usize>, x: &[f32], arithmetic: 
     y
 }
 
+/// Every scheme of the table, and those that only the runtime has.
+fn all_schemes() -> Vec<Arc<dyn Scheme>> {
+    let mut all: Vec<Arc<dyn Scheme>> = schemes().into_iter().map(|(_, scheme)| scheme).collect();
+    all.extend([Per::Row, Per::Tensor].map(|per| Arc::new(Sym { per }) as Arc<dyn Scheme>));
+    for bits in [2, 4, 8] {
+        for block in [16, 32, 64, 128, 256].map(Block::Of).into_iter().chain([Block::Row]) {
+            let both = [true, false].map(|symmetric| MatMulNBits::new(bits, block, symmetric).unwrap());
+            all.extend(both.map(|scheme| Arc::new(scheme) as Arc<dyn Scheme>));
+        }
+    }
+    all
+}
+
 /// Matrices of odd sizes of every scheme.
 fn matrices(random: &mut Random, of_each: usize) -> impl Iterator<Item = Matrix> {
-    schemes().into_iter().flat_map(move |(_, scheme)| {
+    all_schemes().into_iter().flat_map(move |scheme| {
         let unit = scheme.facts().group_size.clamp(16, 128);
         let mut sizes = vec![];
         for at in 0..of_each {
@@ -146,6 +182,12 @@ fn matrices(random: &mut Random, of_each: usize) -> impl Iterator<Item = Matrix>
         }
         // More columns than are unpacked at a time.
         sizes.push((Float::Bf16, 3 + random.index(40), 512 + unit * (1 + random.index(5))));
+        if matches!(scheme.facts().mode, "int8" | "matmul_nbits") {
+            // A last block that is not full; a row that is many groups, and one that is none.
+            let some = 1 + random.index(unit - 1);
+            sizes.push((Float::ALL[random.index(3)], 1 + random.index(70), unit * (1 + random.index(5)) - some));
+            sizes.push((Float::ALL[random.index(3)], 1 + random.index(70), 128 * (1 + random.index(7))));
+        }
         sizes.into_iter().map(move |(float, rows, cols)| Matrix::new(&scheme, float, rows, cols)).collect::<Vec<_>>()
     })
 }
@@ -208,7 +250,7 @@ fn ranges_inputs_and_preparation_change_no_bit() {
 /// Inputs that were prepared for a matrix of other groups are quantized again, not misread.
 #[test]
 fn inputs_prepared_for_another_matrix_still_multiply() {
-    let all: Vec<Matrix> = schemes().iter().map(|(_, scheme)| Matrix::new(scheme, Float::Bf16, 5, 256)).collect();
+    let all: Vec<Matrix> = all_schemes().iter().map(|scheme| Matrix::new(scheme, Float::Bf16, 5, 256)).collect();
     let x = Random(13).activations(3 * 256);
     for (matrix, other) in all.iter().zip(all.iter().cycle().skip(7)) {
         let (ours, theirs) = (matrix.operator(), other.operator());
@@ -255,12 +297,34 @@ fn special_activations_do_not_panic_nor_pass_for_numbers() {
 /// Every kind of codes that multiplies in integers.
 fn products() -> Vec<Product> {
     let mut all = vec![Product::Mxfp4, Product::Nvfp4];
-    for bits in [2, 3, 4, 5, 6, 8] {
-        for group in [32, 64, 128] {
-            all.extend(Float::ALL.map(|stored| Product::Affine { bits, group, stored }));
+    for group in [16, 32, 64, 128] {
+        for bits in [2, 3, 4, 5, 6, 8] {
+            let whole = matches!(bits, 2 | 4 | 8);
+            if whole && group * (bits as usize) < 64 {
+                continue;
+            }
+            for stored in Float::ALL {
+                all.push(Product::Affine { bits, group, stored });
+                let zeros = [Zero::Points, Zero::Middle, Zero::Signed];
+                for zero in zeros.into_iter().take(if bits == 8 { 3 } else { 2 }).filter(|_| whole) {
+                    all.extend([1, 2, 5].map(|n| Product::Blocks { bits, group, block: n * group, stored, zero }));
+                }
+            }
         }
     }
     all
+}
+
+/// Elements of a block, and bytes of the scales and the biases of a row of so many.
+fn layout(product: &Product, blocks: usize) -> (usize, usize, usize) {
+    match *product {
+        Product::Affine { group, stored, .. } => (group, blocks * stored.size(), blocks * stored.size()),
+        Product::Blocks { block, stored, zero, bits, .. } => {
+            let zeros = if zero == Zero::Points { (blocks * bits as usize).div_ceil(8) } else { 0 };
+            (block, blocks * stored.size(), zeros)
+        }
+        Product::Mxfp4 | Product::Nvfp4 => (product.group(), blocks, 0),
+    }
 }
 
 /// The bits of results, every NaN the same: which of its bits an operation keeps is the machine's affair.
@@ -273,17 +337,13 @@ fn integer_products_are_the_same_from_every_table() {
     let mut random = Random(21);
     for product in products() {
         for inputs in [1, 2, 3, 4, 5, 6, 7, 8, 9, 15, 33] {
-            let (rows, groups) = (1 + random.index(70), 1 + random.index(5 + 768 / product.group()));
-            let (cols, start) = (groups * product.group(), random.index(8));
-            let parameter = match product {
-                Product::Affine { stored, .. } => stored.size(),
-                _ => 1,
-            };
-            let affine = matches!(product, Product::Affine { .. });
+            let (block, ..) = layout(&product, 1);
+            let (rows, blocks) = (1 + random.index(70), 1 + random.index(5 + 768 / block));
+            let (cols, start) = (blocks * block, random.index(8));
+            let (_, scales, biases) = layout(&product, blocks);
             // Any bytes are codes, and most are parameters: NaN and infinity among them.
             let codes = random.bytes(start + rows * cols / 8 * product.bits() as usize);
-            let scales = random.bytes(start + rows * groups * parameter);
-            let biases = random.bytes(if affine { scales.len() } else { start });
+            let [scales, biases] = [scales, biases].map(|row| random.bytes(start + rows * row));
             let matrix = Coded { codes: &codes[start..], scales: &scales[start..], biases: &biases[start..] };
             let mut x = random.activations(inputs * cols);
             // The ends of the range together: what sums of sixteen bits would not hold.
@@ -305,17 +365,39 @@ fn integer_products_are_the_same_from_every_table() {
 /// The largest codes and activations: sums that saturate would be smaller.
 #[test]
 fn the_largest_sums_are_exact() {
-    let product = Product::Affine { bits: 8, group: 128, stored: Float::F32 };
-    for sign in [1.0, -1.0] {
-        let x = vec![sign * 127.0; 3 * 128];
-        let (codes, scale, bias) = (vec![255; 128], 1f32.to_le_bytes(), 0f32.to_le_bytes());
-        let matrix = Coded { codes: &codes, scales: &scale, biases: &bias };
-        for table in available() {
-            let mut y = [0.0; 3];
-            table.multiply_coded(&product, &matrix, &table.quantize_inputs(&product, 128, &x), &mut y);
-            assert_eq!(y, [sign * 127.0 * 255.0 * 128.0; 3], "{}", table.isa());
+    let (group, stored) = (128, Float::F32);
+    let affine = Product::Affine { bits: 8, group, stored };
+    let blocks = |zero| Product::Blocks { bits: 8, group, block: group, stored, zero };
+    let (middle, signed) = (blocks(Zero::Middle), blocks(Zero::Signed));
+    let ends = [(affine, 255, 255.0), (middle, 255, 127.0), (middle, 0, -128.0), (signed, 127, 127.0)];
+    for (product, code, value) in ends.into_iter().chain([(signed, 128, -128.0), (signed, 0, 0.0)]) {
+        for (sign, inputs) in [(1.0, 3), (-1.0, 3), (1.0, 9), (-1.0, 9)] {
+            let x = vec![sign * 127.0; inputs * 128];
+            let (codes, scale, bias) = (vec![code; 128], 1f32.to_le_bytes(), 0f32.to_le_bytes());
+            let biases = if product == affine { bias.as_slice() } else { &[] };
+            let matrix = Coded { codes: &codes, scales: &scale, biases };
+            for table in available() {
+                let mut y = vec![f32::NAN; inputs];
+                table.multiply_coded(&product, &matrix, &table.quantize_inputs(&product, 128, &x), &mut y);
+                assert_eq!(y, vec![sign * 127.0 * value * 128.0; inputs], "{}: {product:?}", table.isa());
+            }
         }
     }
+}
+
+/// Where the documents promise a kernel there is one, and where they say exact it is exact.
+#[test]
+fn blocks_multiply_in_integers_where_groups_make_them_up() {
+    let mut random = Random(14);
+    let (mut integers, mut exact) = (0, 0);
+    for matrix in matrices(&mut Random(4), 1).filter(Matrix::in_blocks) {
+        let operator = matrix.operator();
+        let x = random.activations(operator.cols());
+        let [precise, int8] = BOTH.map(|arithmetic| multiply(&*operator, 0..operator.rows(), &x, arithmetic));
+        assert_eq!(precise != int8, matrix.group().is_some(), "{}", matrix.name());
+        *(if matrix.group().is_some() { &mut integers } else { &mut exact }) += 1;
+    }
+    assert!(integers > 50 && exact > 5, "{integers} in integers, {exact} exact");
 }
 
 /// The sum of products as it is defined: column c in the partial sum c mod 16, these added by halves.

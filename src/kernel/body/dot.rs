@@ -14,7 +14,7 @@
 //! group.
 
 use crate::{
-    kernel::{Inputs, Panel, Product, Rows, Tiling},
+    kernel::{Inputs, Map, Panel, Product, Rows, Stored, Tiling},
     num::{
         bf16_to_f32, f16_to_f32,
         fp8::{e4m3_to_f32, e8m0_to_f32},
@@ -122,20 +122,24 @@ pub(in crate::kernel) fn tile(tiling: &Tiling, src: &[u8], out: &mut [[u8; 64]])
 fn plane(tiling: &Tiling, dword: u32) -> [u8; 4] {
     let mask = u32::from(u8::MAX >> (8 - 8 / tiling.planes)) * 0x0101_0101;
     let codes = (dword & mask).to_le_bytes();
-    if tiling.e2m1 { codes.map(|q| E2M1[usize::from(q & 15)]) } else { codes }
+    match tiling.map {
+        Map::Same => codes,
+        Map::E2m1 => codes.map(|q| E2M1[usize::from(q & 15)]),
+        Map::Signed => codes.map(|q| q ^ 0x80),
+    }
 }
 
 /// Scales or biases of up to sixteen rows, each row after the other, to little-endian f32, `[group][row]`;
 /// those of e2m1 halved, since its codes are twice the values. The places of rows that are not there are left
 /// as they are.
 #[inline(always)]
-pub(in crate::kernel) fn parameters(product: &Product, src: &[u8], out: &mut [[u8; 64]]) {
-    match *product {
-        Product::Affine { stored: Float::F32, .. } => each(src, out, f32::from_le_bytes),
-        Product::Affine { stored: Float::Bf16, .. } => each(src, out, |b| bf16_to_f32(u16::from_le_bytes(b))),
-        Product::Affine { stored: Float::F16, .. } => each(src, out, |b| f16_to_f32(u16::from_le_bytes(b))),
-        Product::Mxfp4 => each(src, out, |[b]| e8m0_to_f32(b) * 0.5),
-        Product::Nvfp4 => each(src, out, |[b]| e4m3_to_f32(b) * 0.5),
+pub(in crate::kernel) fn parameters(stored: Stored, src: &[u8], out: &mut [[u8; 64]]) {
+    match stored {
+        Stored::Float(Float::F32) => each(src, out, f32::from_le_bytes),
+        Stored::Float(Float::Bf16) => each(src, out, |b| bf16_to_f32(u16::from_le_bytes(b))),
+        Stored::Float(Float::F16) => each(src, out, |b| f16_to_f32(u16::from_le_bytes(b))),
+        Stored::E8m0 => each(src, out, |[b]| e8m0_to_f32(b) * 0.5),
+        Stored::E4m3 => each(src, out, |[b]| e4m3_to_f32(b) * 0.5),
     }
 }
 
@@ -145,6 +149,21 @@ fn each<const N: usize>(src: &[u8], out: &mut [[u8; 64]], value: impl Fn([u8; N]
     for (row, src) in src.as_chunks::<N>().0.chunks_exact(out.len()).enumerate() {
         for (src, out) in src.iter().zip(&mut *out) {
             out[row * 4..row * 4 + 4].copy_from_slice(&value(*src).to_le_bytes());
+        }
+    }
+}
+
+/// What packed zero points of up to sixteen rows, each row after the other, add to each element under
+/// scales, `[group][row]`.
+#[inline(always)]
+pub(in crate::kernel) fn zero_points(bits: u32, src: &[u8], scales: &[[u8; 64]], out: &mut [[u8; 64]]) {
+    let bits = bits as usize;
+    for (row, src) in src.chunks_exact((out.len() * bits).div_ceil(8)).enumerate() {
+        let lane = row * 4..row * 4 + 4;
+        for (g, (scale, out)) in scales.iter().zip(&mut *out).enumerate() {
+            let zero = src[g * bits / 8] >> (g * bits % 8) & u8::MAX >> (8 - bits);
+            let scale = f32::from_le_bytes(scale[lane.clone()].as_chunks().0[0]);
+            out[lane.clone()].copy_from_slice(&((0.0 - f32::from(zero)) * scale).to_le_bytes());
         }
     }
 }
@@ -232,7 +251,11 @@ fn quads(product: &Product, bytes: &[u8; 4], n: usize, x: &[[i8; 4]]) -> i32 {
         let x = &x[(n / 16 * product.planes() + plane) * 16 + n % 16];
         for b in 0..4 {
             let code = bytes[b] >> (plane * bits) & u8::MAX >> (8 - bits);
-            let code = if product.zero() == 0 { code } else { E2M1[usize::from(code)] };
+            let code = match product.map() {
+                Map::Same => code,
+                Map::E2m1 => E2M1[usize::from(code & 15)],
+                Map::Signed => code ^ 0x80,
+            };
             sum += i32::from(code) * i32::from(x[b]);
         }
     }

@@ -23,7 +23,7 @@ struct Scratch {
 impl Scratch {
     fn new(product: &Product, cols: usize, count: usize) -> Self {
         let groups = cols / product.group();
-        let biases = if matches!(product, Product::Affine { .. }) { PANELS * groups } else { 0 };
+        let biases = if product.has_biases() { PANELS * groups } else { 0 };
         Self {
             codes: vec![[0; 64]; PANELS * STRETCH / 4],
             scales: vec![[0; 64]; PANELS * groups],
@@ -78,10 +78,8 @@ fn add(
         let of = p * LANES..rows.min((p + 1) * LANES);
         let coded = band.rows(product, cols, of);
         let place = p * groups..(p + 1) * groups;
-        (kernels.parameters)(product, coded.scales, &mut scratch.scales[place.clone()]);
-        if !coded.biases.is_empty() {
-            (kernels.parameters)(product, coded.biases, &mut scratch.biases[place]);
-        }
+        let biases = scratch.biases.get_mut(place.clone()).unwrap_or_default();
+        kernels.parameters(product, &coded, [&mut scratch.scales[place], biases]);
     }
     scratch.sums.fill([0.0; LANES]);
     let calls = cols.div_ceil(STRETCH) * inputs.count.div_ceil(BLOCK);
@@ -122,15 +120,15 @@ fn unpack(
         let rows = LANES.min(rows - first);
         let src = &src[first * stride + product.row_bytes(stretch.start)..];
         let out = &mut out[..width / 4];
-        let e2m1 = product.zero() != 0;
+        let map = product.map();
         if matches!(product.bits(), 2 | 4 | 8) {
-            (kernels.tile)(&Tiling { stride, rows, planes: product.planes(), e2m1 }, src, out);
+            (kernels.tile)(&Tiling { stride, rows, planes: product.planes(), map }, src, out);
         } else {
             let spread = &mut scratch.spread[..rows * width];
             for (row, out) in spread.chunks_exact_mut(width).enumerate() {
                 (kernels.spread)(product.bits(), &src[row * stride..][..product.row_bytes(width)], out);
             }
-            (kernels.tile)(&Tiling { stride: width, rows, planes: 1, e2m1 }, spread, out);
+            (kernels.tile)(&Tiling { stride: width, rows, planes: 1, map }, spread, out);
         }
     }
 }

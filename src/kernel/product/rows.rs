@@ -17,7 +17,7 @@ struct Scratch {
 impl Scratch {
     fn new(product: &Product, inputs: &Activations) -> Self {
         let groups = inputs.cols / product.group();
-        let biases = if matches!(product, Product::Affine { .. }) { groups } else { 0 };
+        let biases = if product.has_biases() { groups } else { 0 };
         Self {
             scales: vec![[0; 64]; groups],
             biases: vec![[0; 64]; biases],
@@ -34,10 +34,7 @@ pub(super) fn multiply(kernels: &Kernels, product: &Product, matrix: &Coded<'_>,
     for first in (0..rows).step_by(LANES) {
         let count = LANES.min(rows - first);
         let coded = matrix.rows(product, inputs.cols, first..first + count);
-        (kernels.parameters)(product, coded.scales, &mut scratch.scales);
-        if !coded.biases.is_empty() {
-            (kernels.parameters)(product, coded.biases, &mut scratch.biases);
-        }
+        kernels.parameters(product, &coded, [&mut scratch.scales, &mut scratch.biases]);
         scratch.sums.fill([0.0; LANES]);
         add(kernels, product, &coded, count, inputs, &mut scratch);
         for (n, sums) in scratch.sums.iter().enumerate() {

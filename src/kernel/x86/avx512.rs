@@ -14,9 +14,13 @@ const TABLE: Kernels = Kernels {
         // SAFETY: the table is reached only through `x86::available`, which detected the features.
         unsafe { tile::tile(tiling, src, out) }
     },
-    parameters: |product, src, out| {
+    parameters: |stored, src, out| {
         // SAFETY: as above.
-        unsafe { parameters::parameters(product, src, out) }
+        unsafe { parameters::parameters(stored, src, out) }
+    },
+    zero_points: |bits, src, scales, out| {
+        // SAFETY: as above.
+        unsafe { parameters::zero_points(bits, src, scales, out) }
     },
     accumulate: |product, panels, inputs, _, acc| {
         // SAFETY: as above; AVX-512 has AVX2 in it.

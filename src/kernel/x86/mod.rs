@@ -6,6 +6,7 @@
 mod avx2;
 mod avx512;
 mod maddubs;
+mod map;
 mod parameters;
 mod rows;
 mod rows256;
@@ -21,7 +22,7 @@ use super::{Ahead, Kernels};
 macro_rules! instances {
     ($isa:expr, $features:literal, $sixteen:ident, $rows:literal x $inputs:literal) => {
         use crate::{
-            kernel::{Affine, Cast, Dense, Inputs, Kernels, Micro, Panel, Product, Rows, Tiling, body},
+            kernel::{Affine, Cast, Dense, Inputs, Kernels, Micro, Panel, Product, Rows, Stored, Tiling, body},
             tensor::Float,
         };
 
@@ -81,8 +82,13 @@ macro_rules! instances {
         }
 
         #[target_feature(enable = $features)]
-        fn parameters(product: &Product, src: &[u8], out: &mut [[u8; 64]]) {
-            body::dot::parameters(product, src, out);
+        fn parameters(stored: Stored, src: &[u8], out: &mut [[u8; 64]]) {
+            body::dot::parameters(stored, src, out);
+        }
+
+        #[target_feature(enable = $features)]
+        fn zero_points(bits: u32, src: &[u8], scales: &[[u8; 64]], out: &mut [[u8; 64]]) {
+            body::dot::zero_points(bits, src, scales, out);
         }
 
         #[target_feature(enable = $features)]
@@ -165,9 +171,13 @@ macro_rules! instances {
                 // SAFETY: as above.
                 unsafe { spread(bits, src, out) }
             },
-            parameters: |product, src, out| {
+            parameters: |stored, src, out| {
                 // SAFETY: as above.
-                unsafe { parameters(product, src, out) }
+                unsafe { parameters(stored, src, out) }
+            },
+            zero_points: |bits, src, scales, out| {
+                // SAFETY: as above.
+                unsafe { zero_points(bits, src, scales, out) }
             },
             multiply: |cols, w, x, y| {
                 // SAFETY: as above.

@@ -4,37 +4,30 @@
 
 use std::arch::x86_64::{
     __m512, __m512i, _mm512_and_si512, _mm512_castps_si512, _mm512_castsi512_ps, _mm512_cmpeq_epi32_mask,
-    _mm512_cvtepi32_epi16, _mm512_cvtph_ps, _mm512_loadu_si512, _mm512_mask_mov_epi32, _mm512_maskz_loadu_epi8,
-    _mm512_mul_ps, _mm512_or_si512, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_si512, _mm512_slli_epi32,
-    _mm512_srli_epi32, _mm512_storeu_ps,
+    _mm512_cvtepi32_epi16, _mm512_cvtepi32_ps, _mm512_cvtph_ps, _mm512_loadu_si512, _mm512_mask_mov_epi32,
+    _mm512_maskz_loadu_epi8, _mm512_mul_ps, _mm512_or_si512, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_si512,
+    _mm512_slli_epi32, _mm512_srli_epi32, _mm512_storeu_ps, _mm512_sub_epi32,
 };
 
 use super::tile::transposed;
 use crate::{
-    kernel::{Product, body::dot::LANES},
+    kernel::{Stored, body::dot::LANES},
     tensor::Float,
 };
 
 /// `body::dot::parameters`.
 #[target_feature(enable = "avx512f,avx512bw")]
-pub(super) fn parameters(product: &Product, src: &[u8], out: &mut [[u8; 64]]) {
-    let stride = out.len() * product.parameter();
-    let rows = src.len() / stride;
-    let groups = 64 / product.parameter();
-    for (at, out) in (0..stride).step_by(64).zip(out.chunks_mut(groups)) {
-        let mut held = [_mm512_setzero_si512(); LANES];
-        for (r, held) in held.iter_mut().enumerate().take(rows) {
-            let row = &src[r * stride + at..(r + 1) * stride];
-            *held = if let Some(line) = row.first_chunk() { load(line) } else { load_some(row) };
-        }
-        let dwords = transposed(held);
-        match *product {
-            Product::Affine { stored: Float::F32, .. } => {
+pub(super) fn parameters(stored: Stored, src: &[u8], out: &mut [[u8; 64]]) {
+    let stride = out.len() * stored.size();
+    for (at, out) in (0..stride).step_by(64).zip(out.chunks_mut(64 / stored.size())) {
+        let dwords = dwords(src, stride, at);
+        match stored {
+            Stored::Float(Float::F32) => {
                 for (dword, out) in dwords.into_iter().zip(out) {
                     store(_mm512_castsi512_ps(dword), out);
                 }
             }
-            Product::Affine { stored: Float::Bf16, .. } => {
+            Stored::Float(Float::Bf16) => {
                 for (dword, out) in dwords.into_iter().zip(out.chunks_mut(2)) {
                     store(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(dword)), &mut out[0]);
                     if let Some(out) = out.get_mut(1) {
@@ -43,7 +36,7 @@ pub(super) fn parameters(product: &Product, src: &[u8], out: &mut [[u8; 64]]) {
                     }
                 }
             }
-            Product::Affine { stored: Float::F16, .. } => {
+            Stored::Float(Float::F16) => {
                 for (mut rest, out) in dwords.into_iter().zip(out.chunks_mut(2)) {
                     for out in out {
                         store(_mm512_cvtph_ps(_mm512_cvtepi32_epi16(rest)), out);
@@ -51,7 +44,7 @@ pub(super) fn parameters(product: &Product, src: &[u8], out: &mut [[u8; 64]]) {
                     }
                 }
             }
-            Product::Mxfp4 => {
+            Stored::E8m0 => {
                 for (mut rest, out) in dwords.into_iter().zip(out.chunks_mut(4)) {
                     for out in out {
                         store(_mm512_mul_ps(e8m0(rest), _mm512_set1_ps(0.5)), out);
@@ -59,7 +52,7 @@ pub(super) fn parameters(product: &Product, src: &[u8], out: &mut [[u8; 64]]) {
                     }
                 }
             }
-            Product::Nvfp4 => {
+            Stored::E4m3 => {
                 for (mut rest, out) in dwords.into_iter().zip(out.chunks_mut(4)) {
                     for out in out {
                         store(_mm512_mul_ps(e4m3(rest), _mm512_set1_ps(0.5)), out);
@@ -69,6 +62,48 @@ pub(super) fn parameters(product: &Product, src: &[u8], out: &mut [[u8; 64]]) {
             }
         }
     }
+}
+
+/// `body::dot::zero_points`.
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(super) fn zero_points(bits: u32, src: &[u8], scales: &[[u8; 64]], out: &mut [[u8; 64]]) {
+    match bits {
+        2 => zeros::<2, 16>(src, scales, out),
+        4 => zeros::<4, 8>(src, scales, out),
+        _ => zeros::<8, 4>(src, scales, out),
+    }
+}
+
+/// `N` zero points in a dword.
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline]
+fn zeros<const BITS: u32, const N: usize>(src: &[u8], scales: &[[u8; 64]], out: &mut [[u8; 64]]) {
+    let low = _mm512_set1_epi32((1 << BITS) - 1);
+    let stride = (out.len() * BITS as usize).div_ceil(8);
+    let blocks = scales.chunks(LANES * N).zip(out.chunks_mut(LANES * N));
+    for (at, (scales, out)) in (0..stride).step_by(64).zip(blocks) {
+        for ((mut rest, scales), out) in
+            dwords(src, stride, at).into_iter().zip(scales.chunks(N)).zip(out.chunks_mut(N))
+        {
+            for (scale, out) in scales.iter().zip(out) {
+                let negative = _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_and_si512(rest, low));
+                store(_mm512_mul_ps(_mm512_cvtepi32_ps(negative), _mm512_castsi512_ps(load(scale))), out);
+                rest = _mm512_srli_epi32::<BITS>(rest);
+            }
+        }
+    }
+}
+
+/// Up to 64 bytes of each row, from a byte of it on: dword i of every row in vector i.
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline]
+fn dwords(src: &[u8], stride: usize, at: usize) -> [__m512i; LANES] {
+    let mut rows = [_mm512_setzero_si512(); LANES];
+    for (src, row) in src.chunks_exact(stride).zip(&mut rows) {
+        let bytes = &src[at..];
+        *row = if let Some(line) = bytes.first_chunk() { load(line) } else { load_some(bytes) };
+    }
+    transposed(rows)
 }
 
 /// The values of the low bytes: `num::fp8::e8m0_to_f32`.

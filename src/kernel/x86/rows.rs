@@ -5,19 +5,18 @@
 //! for ahead: few machines see sixteen streams, and the sums leave no room to run ahead.
 
 use std::arch::x86_64::{
-    __m512, __m512i, _MM_HINT_T1, _mm_loadu_si128, _mm_prefetch, _mm512_add_epi32, _mm512_add_ps, _mm512_and_si512,
-    _mm512_broadcast_i32x4, _mm512_castps_si512, _mm512_castsi512_ps, _mm512_cvtepi32_ps, _mm512_dpbusd_epi32,
-    _mm512_loadu_ps, _mm512_loadu_si512, _mm512_maskz_loadu_epi8, _mm512_mul_ps, _mm512_set1_epi8, _mm512_set1_epi32,
-    _mm512_set1_ps, _mm512_setzero_si512, _mm512_shuffle_epi8, _mm512_shuffle_i32x4, _mm512_shuffle_ps,
-    _mm512_srli_epi16, _mm512_storeu_ps, _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32,
-    _mm512_unpacklo_epi64,
+    __m512, __m512i, _MM_HINT_T1, _mm_prefetch, _mm512_add_epi32, _mm512_add_ps, _mm512_and_si512, _mm512_castps_si512,
+    _mm512_castsi512_ps, _mm512_cvtepi32_ps, _mm512_dpbusd_epi32, _mm512_loadu_ps, _mm512_loadu_si512,
+    _mm512_maskz_loadu_epi8, _mm512_mul_ps, _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_si512,
+    _mm512_shuffle_i32x4, _mm512_shuffle_ps, _mm512_srli_epi16, _mm512_storeu_ps, _mm512_unpackhi_epi32,
+    _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
 };
 
-use super::ask_for;
-use crate::kernel::{
-    Inputs, Product, Rows,
-    body::dot::{E2M1, LANES},
+use super::{
+    ask_for,
+    map::{E2M1, SAME, SIGNED, mapped_512},
 };
+use crate::kernel::{Inputs, Map, Product, Rows, body::dot::LANES};
 
 /// Bytes of codes that meet an input together.
 const LINE: usize = 64;
@@ -27,27 +26,28 @@ const RUN: usize = 4;
 /// `body::dot::accumulate_rows`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 pub(super) fn accumulate(product: &Product, rows: &Rows<'_>, inputs: &Inputs<'_>, acc: &mut [f32; LANES]) {
-    match (product.planes(), product.zero() != 0) {
-        (4, _) => by_group::<4, 2, false>(product, rows, inputs, acc),
-        (2, false) => by_group::<2, 4, false>(product, rows, inputs, acc),
-        (2, true) => by_group::<2, 4, true>(product, rows, inputs, acc),
-        _ => by_group::<1, 8, false>(product, rows, inputs, acc),
+    match (product.planes(), product.map()) {
+        (4, _) => by_group::<4, 2, SAME>(product, rows, inputs, acc),
+        (2, Map::E2m1) => by_group::<2, 4, E2M1>(product, rows, inputs, acc),
+        (2, _) => by_group::<2, 4, SAME>(product, rows, inputs, acc),
+        (_, Map::Signed) => by_group::<1, 8, SIGNED>(product, rows, inputs, acc),
+        _ => by_group::<1, 8, SAME>(product, rows, inputs, acc),
     }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-fn by_group<const PLANES: usize, const BITS: u32, const E: bool>(
+fn by_group<const PLANES: usize, const BITS: u32, const MAP: u8>(
     product: &Product,
     rows: &Rows<'_>,
     inputs: &Inputs<'_>,
     acc: &mut [f32; LANES],
 ) {
     match product.group_bytes() {
-        8 => lines::<PLANES, BITS, E, 8, 2, 1>(rows, inputs, acc),
-        16 => lines::<PLANES, BITS, E, 4, 1, 1>(rows, inputs, acc),
-        32 => lines::<PLANES, BITS, E, 2, 1, 1>(rows, inputs, acc),
-        64 => lines::<PLANES, BITS, E, 1, 1, 1>(rows, inputs, acc),
-        _ => lines::<PLANES, BITS, E, 1, 1, 2>(rows, inputs, acc),
+        8 => lines::<PLANES, BITS, MAP, 8, 2, 1>(rows, inputs, acc),
+        16 => lines::<PLANES, BITS, MAP, 4, 1, 1>(rows, inputs, acc),
+        32 => lines::<PLANES, BITS, MAP, 2, 1, 1>(rows, inputs, acc),
+        64 => lines::<PLANES, BITS, MAP, 1, 1, 1>(rows, inputs, acc),
+        _ => lines::<PLANES, BITS, MAP, 1, 1, 2>(rows, inputs, acc),
     }
 }
 
@@ -57,7 +57,7 @@ fn by_group<const PLANES: usize, const BITS: u32, const E: bool>(
 fn lines<
     const PLANES: usize,
     const BITS: u32,
-    const E: bool,
+    const MAP: u8,
     const GROUPS: usize,
     const HALVES: usize,
     const LINES: usize,
@@ -89,10 +89,10 @@ fn lines<
                 fours.iter_mut().zip(&xs[step..step + run]).zip(a).zip(b.iter().zip(c)).zip(d)
             {
                 fours[i] = four([
-                    add::<PLANES, BITS, E, LINES>(a, ahead, xs),
-                    add::<PLANES, BITS, E, LINES>(b, ahead.wrapping_add(LINES * LINE), xs),
-                    add::<PLANES, BITS, E, LINES>(c, ahead.wrapping_add(2 * LINES * LINE), xs),
-                    add::<PLANES, BITS, E, LINES>(d, ahead.wrapping_add(3 * LINES * LINE), xs),
+                    add::<PLANES, BITS, MAP, LINES>(a, ahead, xs),
+                    add::<PLANES, BITS, MAP, LINES>(b, ahead.wrapping_add(LINES * LINE), xs),
+                    add::<PLANES, BITS, MAP, LINES>(c, ahead.wrapping_add(2 * LINES * LINE), xs),
+                    add::<PLANES, BITS, MAP, LINES>(d, ahead.wrapping_add(3 * LINES * LINE), xs),
                 ]);
                 ahead = ahead.wrapping_add(4 * LINES * LINE);
             }
@@ -108,7 +108,7 @@ fn lines<
     if steps * GROUPS < groups {
         let at = steps * LINES * LINE;
         let xs = &inputs.codes.as_chunks::<LANES>().0.as_chunks::<PLANES>().0[steps * LINES..];
-        let sums = gather::<GROUPS, HALVES>(&last::<PLANES, BITS, E, HALVES>(rows, at, width - at, xs));
+        let sums = gather::<GROUPS, HALVES>(&last::<PLANES, BITS, MAP, HALVES>(rows, at, width - at, xs));
         for (sums, g) in sums.into_iter().zip(steps * GROUPS..groups) {
             total = scale(sums, g, rows, inputs, total);
         }
@@ -132,7 +132,7 @@ fn scale(sums: __m512i, g: usize, rows: &Rows<'_>, inputs: &Inputs<'_>, total: _
 /// The last bytes of the rows, less than a step, as `four` gives them.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[inline(never)]
-fn last<const PLANES: usize, const BITS: u32, const E: bool, const HALVES: usize>(
+fn last<const PLANES: usize, const BITS: u32, const MAP: u8, const HALVES: usize>(
     rows: &Rows<'_>,
     at: usize,
     bytes: usize,
@@ -141,7 +141,7 @@ fn last<const PLANES: usize, const BITS: u32, const E: bool, const HALVES: usize
     let mut v = [_mm512_setzero_si512(); LANES];
     for (r, v) in v.iter_mut().enumerate().take(rows.count) {
         for (line, x) in rows.codes[r * rows.stride + at..][..bytes].chunks(LINE).zip(xs) {
-            *v = products::<PLANES, BITS, E>(*v, load_some(line), x);
+            *v = products::<PLANES, BITS, MAP>(*v, load_some(line), x);
         }
     }
     let mut fours = [[_mm512_setzero_si512(); HALVES]; 4];
@@ -154,14 +154,14 @@ fn last<const PLANES: usize, const BITS: u32, const E: bool, const HALVES: usize
 /// The sums of the products of some lines, by lanes.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[inline]
-fn add<const PLANES: usize, const BITS: u32, const E: bool, const LINES: usize>(
+fn add<const PLANES: usize, const BITS: u32, const MAP: u8, const LINES: usize>(
     lines: &[[u8; LINE]; LINES],
     ahead: *const u8,
     xs: &[[[[i8; 4]; LANES]; PLANES]; LINES],
 ) -> __m512i {
     let mut sums = _mm512_setzero_si512();
     for l in 0..LINES {
-        sums = products::<PLANES, BITS, E>(sums, load(&lines[l], ahead.wrapping_add(l * LINE)), &xs[l]);
+        sums = products::<PLANES, BITS, MAP>(sums, load(&lines[l], ahead.wrapping_add(l * LINE)), &xs[l]);
     }
     sums
 }
@@ -169,7 +169,7 @@ fn add<const PLANES: usize, const BITS: u32, const E: bool, const LINES: usize>(
 /// Adds the products of a line of codes to sixteen sums.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[inline]
-fn products<const PLANES: usize, const BITS: u32, const E: bool>(
+fn products<const PLANES: usize, const BITS: u32, const MAP: u8>(
     mut sums: __m512i,
     line: __m512i,
     x: &[[[i8; 4]; LANES]; PLANES],
@@ -178,20 +178,10 @@ fn products<const PLANES: usize, const BITS: u32, const E: bool>(
     let mut rest = line;
     for x in x {
         let codes = if PLANES == 1 { rest } else { _mm512_and_si512(rest, low) };
-        let codes = if E { _mm512_shuffle_epi8(e2m1_values(), codes) } else { codes };
-        sums = _mm512_dpbusd_epi32(sums, codes, load_input(x));
+        sums = _mm512_dpbusd_epi32(sums, mapped_512::<MAP>(codes), load_input(x));
         rest = _mm512_srli_epi16::<BITS>(rest);
     }
     sums
-}
-
-#[target_feature(enable = "avx512f")]
-#[inline]
-fn e2m1_values() -> __m512i {
-    // SAFETY: sixteen bytes are read from an array of sixteen.
-    #[expect(unsafe_code, reason = "a load")]
-    let table = unsafe { _mm_loadu_si128(E2M1.as_ptr().cast()) };
-    _mm512_broadcast_i32x4(table)
 }
 
 /// The vectors of four rows to sums of four lanes, or in two halves of two: of the even groups and of the

@@ -4,17 +4,18 @@
 //! those of the other rows until a lane is a row; and what follows is asked for ahead.
 
 use std::arch::x86_64::{
-    __m256, __m256i, _mm_loadu_si128, _mm256_add_epi32, _mm256_add_ps, _mm256_and_si256, _mm256_broadcastsi128_si256,
-    _mm256_castps_si256, _mm256_castsi256_ps, _mm256_cvtepi32_ps, _mm256_hadd_epi32, _mm256_loadu_ps,
-    _mm256_loadu_si256, _mm256_mul_ps, _mm256_permute2x128_si256, _mm256_set1_epi8, _mm256_set1_epi32, _mm256_set1_ps,
-    _mm256_setzero_si256, _mm256_shuffle_epi8, _mm256_shuffle_ps, _mm256_srli_epi16, _mm256_storeu_ps,
+    __m256, __m256i, _mm256_add_epi32, _mm256_add_ps, _mm256_and_si256, _mm256_castps_si256, _mm256_castsi256_ps,
+    _mm256_cvtepi32_ps, _mm256_hadd_epi32, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_mul_ps,
+    _mm256_permute2x128_si256, _mm256_set1_epi8, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_si256,
+    _mm256_shuffle_ps, _mm256_srli_epi16, _mm256_storeu_ps,
 };
 
-use super::{ask_for, maddubs::products};
-use crate::kernel::{
-    Ahead, Inputs, Product, Rows,
-    body::dot::{E2M1, LANES},
+use super::{
+    ask_for,
+    maddubs::products,
+    map::{E2M1, SAME, SIGNED, mapped_256},
 };
+use crate::kernel::{Ahead, Inputs, Map, Product, Rows, body::dot::LANES};
 
 /// Bytes of codes that meet an input together.
 const HALF: usize = 32;
@@ -25,17 +26,18 @@ const EIGHT: usize = 8;
 #[target_feature(enable = "avx2")]
 pub(super) fn accumulate(product: &Product, rows: &Rows<'_>, inputs: &Inputs<'_>, acc: &mut [f32; LANES]) {
     rows.ahead.into_iter().for_each(ask_for);
-    match (product.planes(), product.zero() != 0, product.bits()) {
-        (4, ..) => by_group::<4, 2, false, false>(product, rows, inputs, acc),
-        (2, false, _) => by_group::<2, 4, false, false>(product, rows, inputs, acc),
-        (2, true, _) => by_group::<2, 4, true, false>(product, rows, inputs, acc),
-        (_, _, 8) => by_group::<1, 8, false, true>(product, rows, inputs, acc),
-        _ => by_group::<1, 8, false, false>(product, rows, inputs, acc),
+    match (product.planes(), product.map(), product.bits()) {
+        (4, ..) => by_group::<4, 2, SAME, false>(product, rows, inputs, acc),
+        (2, Map::E2m1, _) => by_group::<2, 4, E2M1, false>(product, rows, inputs, acc),
+        (2, ..) => by_group::<2, 4, SAME, false>(product, rows, inputs, acc),
+        (_, Map::Signed, _) => by_group::<1, 8, SIGNED, true>(product, rows, inputs, acc),
+        (_, _, 8) => by_group::<1, 8, SAME, true>(product, rows, inputs, acc),
+        _ => by_group::<1, 8, SAME, false>(product, rows, inputs, acc),
     }
 }
 
 #[target_feature(enable = "avx2")]
-fn by_group<const PLANES: usize, const BITS: i32, const E: bool, const WIDE: bool>(
+fn by_group<const PLANES: usize, const BITS: i32, const MAP: u8, const WIDE: bool>(
     product: &Product,
     rows: &Rows<'_>,
     inputs: &Inputs<'_>,
@@ -44,11 +46,11 @@ fn by_group<const PLANES: usize, const BITS: i32, const E: bool, const WIDE: boo
     for (half, acc) in acc.as_chunks_mut().0.iter_mut().enumerate() {
         let first = half * EIGHT;
         match product.group_bytes() {
-            8 => steps::<PLANES, BITS, E, WIDE, 4, 1>(rows, first, inputs, acc),
-            16 => steps::<PLANES, BITS, E, WIDE, 2, 1>(rows, first, inputs, acc),
-            32 => steps::<PLANES, BITS, E, WIDE, 1, 1>(rows, first, inputs, acc),
-            64 => steps::<PLANES, BITS, E, WIDE, 1, 2>(rows, first, inputs, acc),
-            _ => steps::<PLANES, BITS, E, WIDE, 1, 4>(rows, first, inputs, acc),
+            8 => steps::<PLANES, BITS, MAP, WIDE, 4, 1>(rows, first, inputs, acc),
+            16 => steps::<PLANES, BITS, MAP, WIDE, 2, 1>(rows, first, inputs, acc),
+            32 => steps::<PLANES, BITS, MAP, WIDE, 1, 1>(rows, first, inputs, acc),
+            64 => steps::<PLANES, BITS, MAP, WIDE, 1, 2>(rows, first, inputs, acc),
+            _ => steps::<PLANES, BITS, MAP, WIDE, 1, 4>(rows, first, inputs, acc),
         }
     }
 }
@@ -58,7 +60,7 @@ fn by_group<const PLANES: usize, const BITS: i32, const E: bool, const WIDE: boo
 fn steps<
     const PLANES: usize,
     const BITS: i32,
-    const E: bool,
+    const MAP: u8,
     const WIDE: bool,
     const GROUPS: usize,
     const HALVES: usize,
@@ -83,11 +85,11 @@ fn steps<
             let Some(codes) = row.get(at..at + bytes) else {
                 let mut last = [0; HALF];
                 last[..width - at].copy_from_slice(&row[at..]);
-                *v = add::<PLANES, BITS, E, WIDE>(*v, &last, at, inputs.codes);
+                *v = add::<PLANES, BITS, MAP, WIDE>(*v, &last, at, inputs.codes);
                 continue;
             };
             for (h, codes) in codes.as_chunks().0.iter().enumerate() {
-                *v = add::<PLANES, BITS, E, WIDE>(*v, codes, at + h * HALF, inputs.codes);
+                *v = add::<PLANES, BITS, MAP, WIDE>(*v, codes, at + h * HALF, inputs.codes);
             }
         }
         // A sixteenth of the rows that follow each time: their bytes in the order of memory.
@@ -110,7 +112,7 @@ fn steps<
 /// Adds the products of 32 bytes of codes, which start at a byte of their row, to eight sums.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn add<const PLANES: usize, const BITS: i32, const E: bool, const WIDE: bool>(
+fn add<const PLANES: usize, const BITS: i32, const MAP: u8, const WIDE: bool>(
     mut sums: __m256i,
     codes: &[u8; HALF],
     at: usize,
@@ -121,8 +123,7 @@ fn add<const PLANES: usize, const BITS: i32, const E: bool, const WIDE: bool>(
     let x = &x[at / 64 * 16 * PLANES + at % 64 / 4..];
     for p in 0..PLANES {
         let codes = if PLANES == 1 { rest } else { _mm256_and_si256(rest, low) };
-        let codes = if E { _mm256_shuffle_epi8(e2m1_values(), codes) } else { codes };
-        sums = _mm256_add_epi32(sums, products::<WIDE>(codes, load_input(&x[p * 16..])));
+        sums = _mm256_add_epi32(sums, products::<WIDE>(mapped_256::<MAP>(codes), load_input(&x[p * 16..])));
         rest = _mm256_srli_epi16::<BITS>(rest);
     }
     sums
@@ -175,15 +176,6 @@ fn evens(a: __m256i, b: __m256i) -> __m256i {
 #[inline]
 fn odds(a: __m256i, b: __m256i) -> __m256i {
     _mm256_castps_si256(_mm256_shuffle_ps::<0xdd>(_mm256_castsi256_ps(a), _mm256_castsi256_ps(b)))
-}
-
-#[target_feature(enable = "avx2")]
-#[inline]
-fn e2m1_values() -> __m256i {
-    // SAFETY: sixteen bytes are read from an array of sixteen.
-    #[expect(unsafe_code, reason = "a load")]
-    let table = unsafe { _mm_loadu_si128(E2M1.as_ptr().cast()) };
-    _mm256_broadcastsi128_si256(table)
 }
 
 #[target_feature(enable = "avx2")]

@@ -4,18 +4,15 @@
 
 use std::{
     arch::x86_64::{
-        __m512i, _mm_loadu_si128, _mm512_and_si512, _mm512_broadcast_i32x4, _mm512_loadu_si512,
-        _mm512_maskz_loadu_epi32, _mm512_set1_epi8, _mm512_setzero_si512, _mm512_shuffle_epi8, _mm512_shuffle_i32x4,
-        _mm512_srli_epi32, _mm512_storeu_si512, _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32,
-        _mm512_unpacklo_epi64,
+        __m512i, _mm512_and_si512, _mm512_loadu_si512, _mm512_maskz_loadu_epi32, _mm512_set1_epi8,
+        _mm512_setzero_si512, _mm512_shuffle_i32x4, _mm512_srli_epi32, _mm512_storeu_si512, _mm512_unpackhi_epi32,
+        _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
     },
     mem::MaybeUninit,
 };
 
-use crate::kernel::{
-    Tiling,
-    body::dot::{E2M1, LANES},
-};
+use super::map::{E2M1, SAME, SIGNED, mapped_512};
+use crate::kernel::{Map, Tiling, body::dot::LANES};
 
 /// Runs of 64 bytes of a row that are brought together, before the next row: rows at a distance of a power
 /// of two push each other out of the first-level cache.
@@ -24,16 +21,17 @@ const NEAR: usize = 4;
 /// `body::dot::tile`.
 #[target_feature(enable = "avx512f,avx512bw")]
 pub(super) fn tile(tiling: &Tiling, src: &[u8], out: &mut [[u8; 64]]) {
-    match (tiling.planes, tiling.e2m1) {
-        (4, _) => planes::<4, 2, false>(tiling, src, out),
-        (2, false) => planes::<2, 4, false>(tiling, src, out),
-        (2, true) => planes::<2, 4, true>(tiling, src, out),
-        _ => planes::<1, 8, false>(tiling, src, out),
+    match (tiling.planes, tiling.map) {
+        (4, _) => planes::<4, 2, SAME>(tiling, src, out),
+        (2, Map::E2m1) => planes::<2, 4, E2M1>(tiling, src, out),
+        (2, _) => planes::<2, 4, SAME>(tiling, src, out),
+        (_, Map::Signed) => planes::<1, 8, SIGNED>(tiling, src, out),
+        _ => planes::<1, 8, SAME>(tiling, src, out),
     }
 }
 
 #[target_feature(enable = "avx512f,avx512bw")]
-fn planes<const PLANES: usize, const BITS: u32, const E: bool>(tiling: &Tiling, src: &[u8], out: &mut [[u8; 64]]) {
+fn planes<const PLANES: usize, const BITS: u32, const MAP: u8>(tiling: &Tiling, src: &[u8], out: &mut [[u8; 64]]) {
     let (blocks, tail) = out.as_chunks_mut::<PLANES>().0.as_chunks_mut::<LANES>();
     let (near, blocks) = blocks.as_chunks_mut::<NEAR>();
     let mut at = 0;
@@ -57,7 +55,7 @@ fn planes<const PLANES: usize, const BITS: u32, const E: bool>(tiling: &Tiling, 
             }
             let dwords = transposed(rows);
             for d in 0..LANES {
-                split::<PLANES, BITS, E>(dwords[d], &mut blocks[i][d]);
+                split::<PLANES, BITS, MAP>(dwords[d], &mut blocks[i][d]);
             }
         }
         at += 64 * NEAR;
@@ -65,14 +63,14 @@ fn planes<const PLANES: usize, const BITS: u32, const E: bool>(tiling: &Tiling, 
     for block in blocks {
         let dwords = transposed(partial(tiling, src, at, LANES));
         for d in 0..LANES {
-            split::<PLANES, BITS, E>(dwords[d], &mut block[d]);
+            split::<PLANES, BITS, MAP>(dwords[d], &mut block[d]);
         }
         at += 64;
     }
     if !tail.is_empty() {
         let dwords = transposed(partial(tiling, src, at, tail.len()));
         for d in 0..tail.len() {
-            split::<PLANES, BITS, E>(dwords[d], &mut tail[d]);
+            split::<PLANES, BITS, MAP>(dwords[d], &mut tail[d]);
         }
     }
 }
@@ -80,23 +78,14 @@ fn planes<const PLANES: usize, const BITS: u32, const E: bool>(tiling: &Tiling, 
 /// The codes of a dword of each row, one a byte.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
-fn split<const PLANES: usize, const BITS: u32, const E: bool>(dword: __m512i, out: &mut [[u8; 64]; PLANES]) {
+fn split<const PLANES: usize, const BITS: u32, const MAP: u8>(dword: __m512i, out: &mut [[u8; 64]; PLANES]) {
     let low = _mm512_set1_epi8((u8::MAX >> (8 - BITS)) as i8);
     let mut rest = dword;
     for quad in out {
         let codes = if PLANES == 1 { rest } else { _mm512_and_si512(rest, low) };
-        store(if E { _mm512_shuffle_epi8(e2m1_values(), codes) } else { codes }, quad);
+        store(mapped_512::<MAP>(codes), quad);
         rest = _mm512_srli_epi32::<BITS>(rest);
     }
-}
-
-#[target_feature(enable = "avx512f,avx512bw")]
-#[inline]
-fn e2m1_values() -> __m512i {
-    // SAFETY: sixteen bytes are read from an array of sixteen.
-    #[expect(unsafe_code, reason = "a load")]
-    let table = unsafe { _mm_loadu_si128(E2M1.as_ptr().cast()) };
-    _mm512_broadcast_i32x4(table)
 }
 
 /// Up to sixteen dwords of each row, from a byte of it on, zeros in the place of the others.

@@ -11,17 +11,24 @@
 //! rounded before they divide. It has no quantizer for bf16: there the scales are rounded last.
 //! Where a row ends within a byte, it leaves the rest of the byte to chance; here the rest is 0.
 //!
+//! Every block multiplies in integers but for those of 16 codes of 2 bits, and for whole rows that are no
+//! multiple of 16 (of 32 for 2 bits): these multiply exactly.
+//!
 //! A whole row may be one block, which onnxruntime's operator has only up to 256 elements: it is given
 //! the same codes in blocks that share a scale.
 
 use std::sync::Arc;
 
 use crate::{
+    kernel::Zero,
     num::{
         codes::{pack, unpack},
         f16_from_f32, f16_to_f32,
     },
-    quant::{Axis, Banding, Content, Facts, Module, Part, Recognized, Scheme, Unsupported, Weight},
+    quant::{
+        Axis, Banding, Content, Facts, Module, Part, Recognized, Scheme, Unsupported, Weight,
+        operator::{Blocks, Bytes, Form, Operator},
+    },
     tensor::{Dtype, Float, Rows, TensorInfo},
 };
 
@@ -219,6 +226,13 @@ impl Scheme for MatMulNBits {
                 codes.for_each(|(w, code)| *w = (f32::from(*code) - f32::from(*zero)) * scale);
             }
         }
+    }
+
+    fn operator(&self, weight: &Weight, parts: &[Bytes]) -> Option<Arc<dyn Operator>> {
+        let (block, ..) = self.layout(weight.cols());
+        let zero = if self.symmetric { Zero::Middle } else { Zero::Points };
+        let form = Form { bits: self.bits, block, zero, stored: weight.float, shared: false };
+        Some(Arc::new(Blocks::new(Arc::new(*self), weight, form, parts)?))
     }
 }
 

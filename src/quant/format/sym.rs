@@ -7,15 +7,18 @@
 //! NaN has code 0 and counts for no maximum. A weight of zeros, or one so small that its scale
 //! underflows, has scale 0 and codes 0; an infinite weight makes the scale infinite and the values NaN.
 //!
+//! Products take a row as groups of up to 128 columns; rows that are no multiple of 16 multiply exactly.
+//!
 //! A tensor's one scale needs the whole tensor before the first code, so that such a weight is a single
 //! band: the runtime makes them, no format of the table does.
 
-use std::{ops::Range, sync::Arc};
+use std::sync::Arc;
 
 use crate::{
+    kernel::Zero,
     quant::{
         Axis, Banding, Content, Facts, Module, Part, Recognized, Scheme, Unsupported, Weight,
-        operator::{Arithmetic, Bytes, Operator, exact},
+        operator::{Blocks, Bytes, Form, Operator},
     },
     tensor::{Dtype, Float, Rows},
 };
@@ -91,16 +94,10 @@ impl Scheme for Sym {
         }
     }
 
-    /// A tensor's band is the whole of it, which [`Decoded`](crate::quant::operator::Decoded) would
-    /// decode for every row.
     fn operator(&self, weight: &Weight, parts: &[Bytes]) -> Option<Arc<dyn Operator>> {
-        let [codes, scales] = parts else { return None };
-        let (rows, cols) = (weight.rows(), weight.cols());
-        let fits = codes.len() == rows * cols && scales.len() == if self.per == Per::Row { rows * 4 } else { 4 };
-        fits.then(|| {
-            let (codes, scales) = (codes.clone(), scales.clone());
-            Arc::new(Product { per: self.per, rows, cols, codes, scales }) as Arc<dyn Operator>
-        })
+        let shared = self.per == Per::Tensor;
+        let form = Form { bits: 8, block: weight.cols(), zero: Zero::Signed, stored: Float::F32, shared };
+        Some(Arc::new(Blocks::new(Arc::new(*self), weight, form, parts)?))
     }
 }
 
@@ -121,44 +118,6 @@ fn quantize(values: &[f32], codes: &mut [u8]) -> f32 {
 fn dequantize(codes: &[u8], scale: f32, out: &mut [f32]) {
     for (w, code) in out.iter_mut().zip(codes) {
         *w = f32::from(code.cast_signed()) * scale;
-    }
-}
-
-/// A matrix of int8 codes, decoded by row.
-#[derive(Debug)]
-struct Product {
-    per: Per,
-    rows: usize,
-    cols: usize,
-    codes: Bytes,
-    scales: Bytes,
-}
-
-impl Product {
-    fn scale(&self, row: usize) -> f32 {
-        let at = if self.per == Per::Row { row } else { 0 };
-        self.scales.as_chunks::<4>().0.get(at).map_or(0.0, |b| f32::from_le_bytes(*b))
-    }
-}
-
-impl Operator for Product {
-    fn rows(&self) -> usize {
-        self.rows
-    }
-
-    fn cols(&self) -> usize {
-        self.cols
-    }
-
-    fn decode(&self, rows: Range<usize>, out: &mut [f32]) {
-        assert_eq!(out.len(), rows.len() * self.cols, "room for {} rows of {}", rows.len(), self.cols);
-        for (row, out) in rows.zip(out.chunks_exact_mut(self.cols)) {
-            dequantize(&self.codes[row * self.cols..(row + 1) * self.cols], self.scale(row), out);
-        }
-    }
-
-    fn multiply(&self, rows: Range<usize>, x: &[f32], _: Arithmetic, y: &mut [f32]) {
-        exact(self, rows, x, y);
     }
 }
 

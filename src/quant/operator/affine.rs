@@ -66,11 +66,11 @@ impl Operator for Affine {
     }
 
     fn prepare<'x>(&self, x: &'x [f32], arithmetic: Arithmetic) -> Inputs<'x> {
-        Inputs::quantized(&self.product, self.cols, x, arithmetic)
+        Inputs::quantized(&self.product, self.cols, self.cols, x, arithmetic)
     }
 
     fn multiply_prepared(&self, rows: Range<usize>, inputs: &Inputs<'_>, y: &mut [f32]) {
-        match inputs.codes_for(&self.product, self.cols) {
+        match inputs.codes_for(&self.product, self.cols, self.cols) {
             Some(codes) => kernels().multiply_coded(&self.product, &self.coded(&rows), &codes, y),
             None => exact(self, rows, inputs.x, y),
         }

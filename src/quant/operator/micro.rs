@@ -62,14 +62,14 @@ impl Operator for Micro {
 
     fn prepare<'x>(&self, x: &'x [f32], arithmetic: Arithmetic) -> Inputs<'x> {
         match Product::of(self.job.code) {
-            Some(product) => Inputs::quantized(&product, self.cols, x, arithmetic),
+            Some(product) => Inputs::quantized(&product, self.cols, self.cols, x, arithmetic),
             None => Inputs::plain(x, arithmetic),
         }
     }
 
     fn multiply_prepared(&self, rows: Range<usize>, inputs: &Inputs<'_>, y: &mut [f32]) {
         let product = Product::of(self.job.code);
-        let codes = product.and_then(|product| Some((product, inputs.codes_for(&product, self.cols)?)));
+        let codes = product.and_then(|product| Some((product, inputs.codes_for(&product, self.cols, self.cols)?)));
         match codes {
             Some((product, codes)) => kernels().multiply_coded(&product, &self.coded(&rows), &codes, y),
             None => exact(self, rows, inputs.x, y),

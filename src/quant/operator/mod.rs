@@ -7,6 +7,7 @@
 //! Knows no file. Results do not depend on how rows are shared out among threads.
 
 mod affine;
+mod blocks;
 mod micro;
 
 use std::{
@@ -22,6 +23,7 @@ use crate::{
 };
 
 pub use affine::Affine;
+pub use blocks::{Blocks, Form};
 pub use micro::Micro;
 
 /// A range of bytes of an owner that lives as long as they are used: a mapping, or memory.
@@ -85,6 +87,10 @@ pub enum Arithmetic {
     /// With the activations quantized to int8 per group, where the operator has such a kernel; exact
     /// otherwise. Products of codes are integers; their sums are scaled and added per group in f32.
     ///
+    /// Groups are those of affine codes, mxfp4 and nvfp4. Of symmetric int8 and MatMulNBits a group is
+    /// the largest of 128, 64, 32 and 16 elements that makes up a block (which may be a row) and whose
+    /// codes fill 8 bytes; where there is none, and for mxfp8 and full precision, products are exact.
+    ///
     /// With `s` = largest |x| of a group / 127, each activation is off by at most `s / 2` (and its
     /// own rounding). Against exact arithmetic on the decoded weights the error of an output is at
     /// most the sum, over its groups (G of them) and their elements, of
@@ -92,7 +98,9 @@ pub enum Arithmetic {
     /// - `(2 G + 4) 2^-24 * 128 s (|code * scale| + |bias|)`: the sums in f32,
     /// - `u (|x| + s) (2 |code * scale| + |bias|)`: the decoder of affine codes rounds twice to the
     ///   stored dtype, and this arithmetic does not (`u` is 2^-8 for bfloat16, 2^-11 for half, 2^-24
-    ///   for f32; values that the dtype holds as subnormals aside).
+    ///   for f32; values that the dtype holds as subnormals aside). For symmetric int8 and MatMulNBits
+    ///   `u` is 2^-24; zero points make `bias = -zero * scale`, and where zero is the same for all,
+    ///   `code` counts from it and there is no bias.
     ///
     /// A group whose scale would be subnormal (magnitudes below 2^-119) counts as zeros. A group with
     /// an activation that is not finite makes its outputs NaN.
@@ -129,22 +137,33 @@ impl<'x> Inputs<'x> {
         Self { x, arithmetic, codes: None }
     }
 
-    /// The inputs quantized for a product of so many columns, where the arithmetic is int8.
+    /// The inputs of `cols` columns quantized for a product of `width`, with zeros in the columns that they
+    /// lack, where the arithmetic is int8.
     #[must_use]
-    pub fn quantized(product: &Product, cols: usize, x: &'x [f32], arithmetic: Arithmetic) -> Self {
-        let codes = (arithmetic == Arithmetic::Int8).then(|| kernels().quantize_inputs(product, cols, x));
+    pub fn quantized(product: &Product, cols: usize, width: usize, x: &'x [f32], arithmetic: Arithmetic) -> Self {
+        let codes = (arithmetic == Arithmetic::Int8).then(|| quantize(product, cols, width, x));
         Self { x, arithmetic, codes }
     }
 
     /// The codes for a product; quantized here if these inputs were prepared for another. `None`
     /// where the arithmetic is exact.
-    fn codes_for(&self, product: &Product, cols: usize) -> Option<Cow<'_, Activations>> {
+    fn codes_for(&self, product: &Product, cols: usize, width: usize) -> Option<Cow<'_, Activations>> {
         if self.arithmetic == Arithmetic::Exact {
             return None;
         }
-        let ours = self.codes.as_ref().filter(|codes| codes.fits(product, cols));
-        Some(ours.map_or_else(|| Cow::Owned(kernels().quantize_inputs(product, cols, self.x)), Cow::Borrowed))
+        let ours = self.codes.as_ref().filter(|codes| codes.fits(product, width));
+        Some(ours.map_or_else(|| Cow::Owned(quantize(product, cols, width, self.x)), Cow::Borrowed))
     }
+}
+
+/// As [`Inputs::quantized`].
+fn quantize(product: &Product, cols: usize, width: usize, x: &[f32]) -> Activations {
+    if cols == width {
+        return kernels().quantize_inputs(product, cols, x);
+    }
+    let mut filled = vec![0.0; x.len() / cols * width];
+    filled.chunks_exact_mut(width).zip(x.chunks_exact(cols)).for_each(|(to, from)| to[..cols].copy_from_slice(from));
+    kernels().quantize_inputs(product, width, &filled)
 }
 
 /// A matrix `[out, in]` (or a stack of them, whose rows follow each other) that multiplies.
