@@ -30,7 +30,7 @@ use std::{
 use crate::tensor::Float;
 
 pub use product::{Activations, Coded, Product, Zero};
-use product::{Ahead, Inputs, Map, Panel, Rows, Stored, Tiling};
+use product::{Ahead, Inputs, Map, Panel, Rows, Stored, Terms, Tiling};
 
 /// The instruction sets for which there is a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -189,10 +189,10 @@ type Swiglu = fn(&mut [f32], &[f32]);
 type QuantizeInput = fn(&Product, &[f32], &mut [i8], &mut [f32], &mut [i32]);
 type Spread = fn(u32, &[u8], &mut [u8]);
 type Tile = fn(&Tiling, &[u8], &mut [[u8; 64]]);
-type Parameters = fn(Stored, &[u8], &mut [[u8; 64]]);
-type ZeroPoints = fn(u32, &[u8], &[[u8; 64]], &mut [[u8; 64]]);
+type Widen = fn(Stored, &[u8], &mut [f32]);
+type ZeroPoints = fn(u32, usize, &[u8], &[f32], &mut [f32]);
 type Accumulate = fn(&Product, &[Panel<'_>], &Inputs<'_>, Ahead<'_>, &mut [[f32; 16]]);
-type AccumulateRows = fn(&Product, &Rows<'_>, &Inputs<'_>, &mut [f32; 16]);
+type AccumulateRows = fn(&Product, &Rows<'_>, &Inputs<'_>, &mut Terms, &mut [f32; 16]);
 type Multiply = fn(usize, &[f32], &[f32], &mut [f32]);
 
 /// The kernels of one instruction set.
@@ -211,7 +211,7 @@ pub struct Kernels {
     quantize_input: QuantizeInput,
     spread: Spread,
     tile: Tile,
-    parameters: Parameters,
+    widen: Widen,
     zero_points: ZeroPoints,
     accumulate: Accumulate,
     accumulate_rows: AccumulateRows,

@@ -329,36 +329,49 @@ pub(super) struct Inputs<'a> {
     pub(super) starts: &'a [i32],
 }
 
-/// A run of groups of sixteen rows, the lanes. Parameters are little-endian f32.
+/// A run of groups of sixteen rows, the lanes.
 #[derive(Clone, Copy)]
 pub(super) struct Panel<'a> {
     /// Four codes of each row.
     pub(super) codes: &'a [[u8; 64]],
     /// For each group.
-    pub(super) scales: &'a [[u8; 64]],
+    pub(super) scales: &'a [[f32; LANES]],
     /// For each group, or none at all.
-    pub(super) biases: &'a [[u8; 64]],
+    pub(super) biases: &'a [[f32; LANES]],
 }
 
-/// A run of groups of up to sixteen rows as they lie. Parameters are little-endian f32.
+/// A run of groups of up to sixteen rows as they lie.
 #[derive(Clone, Copy)]
 pub(super) struct Rows<'a> {
-    /// Rows that there are.
+    /// Rows that there are: one or more.
     pub(super) count: usize,
+    /// Groups of the run.
+    pub(super) groups: usize,
     /// Bytes from a row to the next.
     pub(super) stride: usize,
     /// The codes of the run in the first row, and on to the end of the last row's.
     pub(super) codes: &'a [u8],
-    /// Besides the codes of the rows that follow.
+    /// Bytes from the codes that are read to those that are wanted soon, whether there are any or not.
+    pub(super) distance: usize,
+    /// What else is wanted soon.
     pub(super) ahead: [Ahead<'a>; 2],
-    /// For each group.
-    pub(super) scales: &'a [[u8; 64]],
-    /// For each group, or none at all.
-    pub(super) biases: &'a [[u8; 64]],
+    /// Parameters from a row to the next.
+    pub(super) pitch: usize,
+    /// Those of the run in the first row, and on to the end of the last row's.
+    pub(super) scales: &'a [f32],
+    /// The same, or none at all.
+    pub(super) biases: &'a [f32],
 }
 
+/// Room for what groups contribute to sixteen rows, sixteen groups at a time, before it is added in order.
+pub(super) type Terms = [[[f32; LANES]; RUN]; LANES];
+
+/// Times sixteen groups that are taken of a row before those of the next row: what a row has in store for
+/// them stays in the first-level cache.
+pub(super) const RUN: usize = 16;
+
 /// A hint: the bytes at a distance from these are wanted soon, whether there are any or not. Sums leave a
-/// machine no room to run ahead, and few recognize sixteen rows at a time as streams.
+/// machine little room to run ahead by itself.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Ahead<'a> {
     pub(super) like: &'a [u8],
@@ -441,25 +454,26 @@ impl Kernels {
         }
     }
 
-    /// Scales and biases of the groups of sixteen rows at most as f32, `[group][row]`.
-    fn parameters(&self, product: &Product, matrix: &Coded<'_>, [scales, biases]: [&mut [[u8; 64]]; 2]) {
-        let share = product.block() / product.group();
-        let blocks = scales.len() / share;
-        (self.parameters)(product.stored(), matrix.scales, &mut scales[..blocks]);
+    /// Scales and biases of whole rows as f32, `[row][group]`.
+    fn parameters(&self, product: &Product, cols: usize, rows: &Coded<'_>, [scales, biases]: [&mut [f32]; 2]) {
+        let blocks = cols / product.block();
+        let count = rows.scales.len() / product.stored().size();
+        (self.widen)(product.stored(), rows.scales, &mut scales[..count]);
         if let Product::Blocks { bits, zero: Zero::Points, .. } = product {
-            (self.zero_points)(*bits, matrix.biases, &scales[..blocks], &mut biases[..blocks]);
+            (self.zero_points)(*bits, blocks, rows.biases, &scales[..count], &mut biases[..count]);
         } else if product.has_biases() {
-            (self.parameters)(product.stored(), matrix.biases, biases);
+            (self.widen)(product.stored(), rows.biases, &mut biases[..count]);
         }
-        repeat(scales, share);
-        repeat(biases, share);
+        let times = product.block() / product.group();
+        repeat(count, times, scales);
+        repeat(count, times, biases);
     }
 }
 
-/// The first of so many values, each `times` times.
-fn repeat(values: &mut [[u8; 64]], times: usize) {
-    if times > 1 {
-        for at in (0..values.len()).rev() {
+/// The first `count` values, each `times` times.
+fn repeat(count: usize, times: usize, values: &mut [f32]) {
+    if times > 1 && !values.is_empty() {
+        for at in (0..count * times).rev() {
             values[at] = values[at / times];
         }
     }

@@ -21,9 +21,9 @@ pub(super) static KERNELS: Kernels = Kernels {
     quantize_input: |product, x, codes, scales, sums| body::dot::quantize(product, x, codes, scales, sums),
     spread: |bits, src, out| body::pack::unpack(bits, src, out),
     tile: |tiling, src, out| body::dot::tile(tiling, src, out),
-    parameters: |stored, src, out| body::dot::parameters(stored, src, out),
-    zero_points: |bits, src, scales, out| body::dot::zero_points(bits, src, scales, out),
+    widen: |stored, src, out| body::dot::widen(stored, src, out),
+    zero_points: |bits, blocks, src, scales, out| body::dot::zero_points(bits, blocks, src, scales, out),
     accumulate: |product, panels, inputs, _, acc| body::dot::accumulate(product, panels, inputs, acc),
-    accumulate_rows: |product, rows, inputs, acc| body::dot::accumulate_rows(product, rows, inputs, acc),
+    accumulate_rows: |product, rows, inputs, _, acc| body::dot::accumulate_rows(product, rows, inputs, acc),
     multiply: |cols, w, x, y| body::multiply::product::<_, 1, 1>(Plain, cols, w, x, y),
 };

@@ -129,11 +129,9 @@ fn plane(tiling: &Tiling, dword: u32) -> [u8; 4] {
     }
 }
 
-/// Scales or biases of up to sixteen rows, each row after the other, to little-endian f32, `[group][row]`;
-/// those of e2m1 halved, since its codes are twice the values. The places of rows that are not there are left
-/// as they are.
+/// Scales or biases to f32; those of e2m1 halved, since its codes are twice the values.
 #[inline(always)]
-pub(in crate::kernel) fn parameters(stored: Stored, src: &[u8], out: &mut [[u8; 64]]) {
+pub(in crate::kernel) fn widen(stored: Stored, src: &[u8], out: &mut [f32]) {
     match stored {
         Stored::Float(Float::F32) => each(src, out, f32::from_le_bytes),
         Stored::Float(Float::Bf16) => each(src, out, |b| bf16_to_f32(u16::from_le_bytes(b))),
@@ -143,27 +141,37 @@ pub(in crate::kernel) fn parameters(stored: Stored, src: &[u8], out: &mut [[u8; 
     }
 }
 
-/// Values of `N` bytes to the lanes of their rows.
 #[inline(always)]
-fn each<const N: usize>(src: &[u8], out: &mut [[u8; 64]], value: impl Fn([u8; N]) -> f32) {
-    for (row, src) in src.as_chunks::<N>().0.chunks_exact(out.len()).enumerate() {
-        for (src, out) in src.iter().zip(&mut *out) {
-            out[row * 4..row * 4 + 4].copy_from_slice(&value(*src).to_le_bytes());
-        }
+fn each<const N: usize>(src: &[u8], out: &mut [f32], value: impl Fn([u8; N]) -> f32) {
+    for (src, out) in src.as_chunks::<N>().0.iter().zip(out) {
+        *out = value(*src);
     }
 }
 
-/// What packed zero points of up to sixteen rows, each row after the other, add to each element under
-/// scales, `[group][row]`.
+/// What packed zero points add to each element under scales, in rows of so many blocks.
 #[inline(always)]
-pub(in crate::kernel) fn zero_points(bits: u32, src: &[u8], scales: &[[u8; 64]], out: &mut [[u8; 64]]) {
-    let bits = bits as usize;
-    for (row, src) in src.chunks_exact((out.len() * bits).div_ceil(8)).enumerate() {
-        let lane = row * 4..row * 4 + 4;
-        for (g, (scale, out)) in scales.iter().zip(&mut *out).enumerate() {
-            let zero = src[g * bits / 8] >> (g * bits % 8) & u8::MAX >> (8 - bits);
-            let scale = f32::from_le_bytes(scale[lane.clone()].as_chunks().0[0]);
-            out[lane.clone()].copy_from_slice(&((0.0 - f32::from(zero)) * scale).to_le_bytes());
+pub(in crate::kernel) fn zero_points(bits: u32, blocks: usize, src: &[u8], scales: &[f32], out: &mut [f32]) {
+    match bits {
+        2 => zeros::<2, 4>(blocks, src, scales, out),
+        4 => zeros::<4, 2>(blocks, src, scales, out),
+        _ => zeros::<8, 1>(blocks, src, scales, out),
+    }
+}
+
+/// `N` zero points in a byte.
+#[inline(always)]
+fn zeros<const BITS: usize, const N: usize>(blocks: usize, src: &[u8], scales: &[f32], out: &mut [f32]) {
+    let mask = u8::MAX >> (8 - BITS);
+    let rows = src.chunks_exact(blocks.div_ceil(N)).zip(scales.chunks_exact(blocks));
+    for ((src, scales), out) in rows.zip(out.chunks_exact_mut(blocks)) {
+        let ((scales, last_scales), (out, last_out)) = (scales.as_chunks::<N>(), out.as_chunks_mut::<N>());
+        for ((byte, scales), out) in src.iter().zip(scales).zip(&mut *out) {
+            for i in 0..N {
+                out[i] = (0.0 - f32::from(byte >> (i * BITS) & mask)) * scales[i];
+            }
+        }
+        for (i, (scale, last)) in last_scales.iter().zip(last_out).enumerate() {
+            *last = (0.0 - f32::from(src[out.len()] >> (i * BITS) & mask)) * scale;
         }
     }
 }
@@ -200,20 +208,18 @@ pub(in crate::kernel) fn accumulate(
 #[inline(always)]
 pub(in crate::kernel) fn combine(
     sums: &[i32; LANES],
-    scales: &[u8; 64],
+    scales: &[f32; LANES],
     input_scale: f32,
-    bias: Option<(&[u8; 64], &f32)>,
+    bias: Option<(&[f32; LANES], &f32)>,
     acc: &mut [f32; LANES],
 ) {
-    let scales = scales.as_chunks::<4>().0;
     let mut terms = [0.0; LANES];
     for i in 0..LANES {
-        terms[i] = sums[i] as f32 * (f32::from_le_bytes(scales[i]) * input_scale);
+        terms[i] = sums[i] as f32 * (scales[i] * input_scale);
     }
     if let Some((biases, input_sum)) = bias {
-        let biases = biases.as_chunks::<4>().0;
         for i in 0..LANES {
-            terms[i] += f32::from_le_bytes(biases[i]) * input_sum;
+            terms[i] += biases[i] * input_sum;
         }
     }
     for i in 0..LANES {
@@ -231,15 +237,19 @@ pub(in crate::kernel) fn accumulate_rows(
     acc: &mut [f32; LANES],
 ) {
     let size = product.group_bytes();
-    for g in 0..rows.scales.len() {
-        let mut sums = [inputs.starts[g]; LANES];
-        for (sum, row) in sums.iter_mut().zip(rows.codes.chunks(rows.stride)).take(rows.count) {
-            for (i, bytes) in row[g * size..][..size].as_chunks::<4>().0.iter().enumerate() {
-                *sum += quads(product, bytes, g * size / 4 + i, inputs.codes);
+    for (r, acc) in acc.iter_mut().enumerate().take(rows.count) {
+        let codes = &rows.codes[r * rows.stride..];
+        for g in 0..rows.groups {
+            let mut sum = inputs.starts[g];
+            for (i, bytes) in codes[g * size..][..size].as_chunks::<4>().0.iter().enumerate() {
+                sum += quads(product, bytes, g * size / 4 + i, inputs.codes);
             }
+            let mut term = sum as f32 * (rows.scales[r * rows.pitch + g] * inputs.scales[g]);
+            if let Some(bias) = rows.biases.get(r * rows.pitch + g) {
+                term += bias * inputs.sums[g];
+            }
+            *acc += term;
         }
-        let bias = rows.biases.get(g).zip(inputs.sums.get(g));
-        combine(&sums, &rows.scales[g], inputs.scales[g], bias, acc);
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use super::{Activations, Ahead, BLOCK, Coded, Kernels, LANES, Panel, Product, Tiling};
+use super::{Activations, Ahead, BLOCK, Coded, Kernels, LANES, Map, Panel, Product, Tiling};
 
 /// Columns that are unpacked at a time: a multiple of every group, and with 32 rows 16 KiB of codes.
 const STRETCH: usize = 512;
@@ -13,8 +13,12 @@ const PANELS: usize = 2;
 /// Room for a pair of panels, used again and again.
 struct Scratch {
     codes: Vec<[u8; 64]>,
-    scales: Vec<[u8; 64]>,
-    biases: Vec<[u8; 64]>,
+    /// Parameters of a panel, `[row][group]`.
+    rows: [Vec<f32>; 2],
+    /// `[panel][group][row]`
+    scales: Vec<[f32; LANES]>,
+    /// The same, or empty.
+    biases: Vec<[f32; LANES]>,
     spread: Vec<u8>,
     /// `[block of inputs][panel][input][row]`
     sums: Vec<[f32; LANES]>,
@@ -23,11 +27,12 @@ struct Scratch {
 impl Scratch {
     fn new(product: &Product, cols: usize, count: usize) -> Self {
         let groups = cols / product.group();
-        let biases = if product.has_biases() { PANELS * groups } else { 0 };
+        let biases = if product.has_biases() { groups } else { 0 };
         Self {
             codes: vec![[0; 64]; PANELS * STRETCH / 4],
-            scales: vec![[0; 64]; PANELS * groups],
-            biases: vec![[0; 64]; biases],
+            rows: [groups, biases].map(|groups| vec![0.0; LANES * groups]),
+            scales: vec![[0.0; LANES]; PANELS * groups],
+            biases: vec![[0.0; LANES]; PANELS * biases],
             spread: vec![0; LANES * STRETCH],
             sums: vec![[0.0; LANES]; count * PANELS],
         }
@@ -76,10 +81,15 @@ fn add(
     let panels = rows.div_ceil(LANES);
     for p in 0..panels {
         let of = p * LANES..rows.min((p + 1) * LANES);
-        let coded = band.rows(product, cols, of);
-        let place = p * groups..(p + 1) * groups;
-        let biases = scratch.biases.get_mut(place.clone()).unwrap_or_default();
-        kernels.parameters(product, &coded, [&mut scratch.scales[place], biases]);
+        let coded = band.rows(product, cols, of.clone());
+        let [scales, biases] = &mut scratch.rows;
+        kernels.parameters(product, cols, &coded, [scales, biases]);
+        let tiling = Tiling { stride: groups * size_of::<f32>(), rows: of.len(), planes: 1, map: Map::Same };
+        for (values, panels) in [(scales, &mut scratch.scales), (biases, &mut scratch.biases)] {
+            if let Some(panel) = panels.get_mut(p * groups..(p + 1) * groups) {
+                (kernels.tile)(&tiling, bytemuck::cast_slice(values), bytemuck::cast_slice_mut(panel));
+            }
+        }
     }
     scratch.sums.fill([0.0; LANES]);
     let calls = cols.div_ceil(STRETCH) * inputs.count.div_ceil(BLOCK);

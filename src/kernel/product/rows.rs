@@ -1,27 +1,35 @@
-//! Products of a few inputs: sixteen rows at a time are read once, where they lie, as memory delivers them.
+//! Products of a few inputs: rows are read once, where they lie, one after the other, as memory delivers
+//! them; sixteen of them share what is done per row.
 
-use super::{Activations, Ahead, Coded, Kernels, LANES, Product, Rows};
+use super::{Activations, Ahead, Coded, Kernels, LANES, Product, RUN, Rows, Terms};
 
 /// Columns whose codes are spread to bytes at a time, where codes cross bytes: a multiple of every group.
 const STRETCH: usize = 512;
 
-/// Room for a panel, used again and again.
+/// Bytes of codes from those that are read to those that are asked for. Measured: less than 8 KiB comes
+/// too late, and from there on the distance hardly matters.
+const AHEAD: usize = 16 << 10;
+
+/// Room for some rows, used again and again.
 struct Scratch {
-    scales: Vec<[u8; 64]>,
-    biases: Vec<[u8; 64]>,
+    /// `[row][group]`
+    scales: Vec<f32>,
+    /// The same, or empty.
+    biases: Vec<f32>,
     spread: Vec<u8>,
+    terms: Box<Terms>,
     /// Of each input.
     sums: Vec<[f32; LANES]>,
 }
 
 impl Scratch {
     fn new(product: &Product, inputs: &Activations) -> Self {
-        let groups = inputs.cols / product.group();
-        let biases = if product.has_biases() { groups } else { 0 };
+        let parameters = LANES * inputs.cols / product.group();
         Self {
-            scales: vec![[0; 64]; groups],
-            biases: vec![[0; 64]; biases],
+            scales: vec![0.0; parameters],
+            biases: vec![0.0; if product.has_biases() { parameters } else { 0 }],
             spread: vec![0; LANES * STRETCH],
+            terms: Box::new([[[0.0; LANES]; RUN]; LANES]),
             sums: vec![[0.0; LANES]; inputs.count],
         }
     }
@@ -34,7 +42,7 @@ pub(super) fn multiply(kernels: &Kernels, product: &Product, matrix: &Coded<'_>,
     for first in (0..rows).step_by(LANES) {
         let count = LANES.min(rows - first);
         let coded = matrix.rows(product, inputs.cols, first..first + count);
-        kernels.parameters(product, &coded, [&mut scratch.scales, &mut scratch.biases]);
+        kernels.parameters(product, inputs.cols, &coded, [&mut scratch.scales, &mut scratch.biases]);
         scratch.sums.fill([0.0; LANES]);
         add(kernels, product, &coded, count, inputs, &mut scratch);
         for (n, sums) in scratch.sums.iter().enumerate() {
@@ -57,26 +65,29 @@ fn add(
     for start in (0..cols).step_by(if whole { cols } else { STRETCH }) {
         let width = if whole { cols } else { STRETCH.min(cols - start) };
         let (from, to) = (start / group, (start + width) / group);
-        let (codes, stride) = if whole {
-            (matrix.codes, stride)
+        let (codes, stride, distance) = if whole {
+            (matrix.codes, stride, AHEAD)
         } else {
             for (row, out) in matrix.codes.chunks_exact(stride).zip(scratch.spread.chunks_exact_mut(width)) {
                 let row = &row[product.row_bytes(start)..][..product.row_bytes(width)];
                 (kernels.spread)(product.bits(), row, out);
             }
-            (&scratch.spread[..count * width], width)
+            (&scratch.spread[..count * width], width, 0)
         };
         let rows = Rows {
             count,
+            groups: to - from,
             stride,
             codes,
+            distance,
             ahead: [matrix.scales, matrix.biases]
                 .map(|part| if start == 0 { Ahead::after(part) } else { Ahead::default() }),
-            scales: &scratch.scales[from..to],
-            biases: scratch.biases.get(from..to).unwrap_or_default(),
+            pitch: cols / group,
+            scales: &scratch.scales[from..],
+            biases: scratch.biases.get(from..).unwrap_or_default(),
         };
         for (block, sums) in inputs.blocks(from, to).zip(&mut scratch.sums) {
-            (kernels.accumulate_rows)(product, &rows, &block, sums);
+            (kernels.accumulate_rows)(product, &rows, &block, &mut scratch.terms, sums);
         }
     }
 }

@@ -1,19 +1,23 @@
-//! The bodies with AVX2, but for sums by `maddubs`. `fma` is left out on purpose: nothing may contract.
+//! The bodies with AVX2, but for panels and sums by `maddubs`. `fma` is left out on purpose: nothing may contract.
 
-use super::{maddubs, rows256, sixteen::Avx2};
+use super::{maddubs, rows256, sixteen::Avx2, tile256};
 
 super::instances!(crate::kernel::Isa::Avx2, "avx2", Avx2, 2 x 2);
 
 /// Private to `x86`, which hands it out where the features were detected.
 #[expect(unsafe_code, reason = "calls from undetected to detected code")]
 pub(super) static KERNELS: Kernels = Kernels {
-    accumulate: |product, panels, inputs, _, acc| {
+    tile: |tiling, src, out| {
         // SAFETY: the table is reached only through `x86::available`, which detected the features.
+        unsafe { tile256::tile(tiling, src, out) }
+    },
+    accumulate: |product, panels, inputs, _, acc| {
+        // SAFETY: as above.
         unsafe { maddubs::accumulate(product, panels, inputs, acc) }
     },
-    accumulate_rows: |product, rows, inputs, acc| {
+    accumulate_rows: |product, rows, inputs, terms, acc| {
         // SAFETY: as above.
-        unsafe { rows256::accumulate(product, rows, inputs, acc) }
+        unsafe { rows256::accumulate(product, rows, inputs, terms, acc) }
     },
     ..BODIES
 };

@@ -3,7 +3,7 @@
 
 use crate::kernel::Isa;
 
-use super::{maddubs, parameters, rows, rows256, sixteen::Avx512, tile, vnni};
+use super::{maddubs, rows, rows256, sixteen::Avx512, tile, vnni};
 
 super::instances!(Isa::Avx512, "avx512f,avx512bw,avx512dq,avx512vl", Avx512, 4 x 4);
 
@@ -14,21 +14,13 @@ const TABLE: Kernels = Kernels {
         // SAFETY: the table is reached only through `x86::available`, which detected the features.
         unsafe { tile::tile(tiling, src, out) }
     },
-    parameters: |stored, src, out| {
-        // SAFETY: as above.
-        unsafe { parameters::parameters(stored, src, out) }
-    },
-    zero_points: |bits, src, scales, out| {
-        // SAFETY: as above.
-        unsafe { parameters::zero_points(bits, src, scales, out) }
-    },
     accumulate: |product, panels, inputs, _, acc| {
         // SAFETY: as above; AVX-512 has AVX2 in it.
         unsafe { maddubs::accumulate(product, panels, inputs, acc) }
     },
-    accumulate_rows: |product, rows, inputs, acc| {
+    accumulate_rows: |product, rows, inputs, terms, acc| {
         // SAFETY: as above.
-        unsafe { rows256::accumulate(product, rows, inputs, acc) }
+        unsafe { rows256::accumulate(product, rows, inputs, terms, acc) }
     },
     ..BODIES
 };
@@ -43,9 +35,9 @@ pub(super) static WITH_VNNI: Kernels = Kernels {
         // SAFETY: as above, VNNI being detected as well.
         unsafe { vnni::accumulate(product, panels, inputs, ahead, acc) }
     },
-    accumulate_rows: |product, matrix, inputs, acc| {
+    accumulate_rows: |product, rows, inputs, terms, acc| {
         // SAFETY: as above.
-        unsafe { rows::accumulate(product, matrix, inputs, acc) }
+        unsafe { rows::accumulate(product, rows, inputs, terms, acc) }
     },
     ..TABLE
 };

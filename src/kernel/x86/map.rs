@@ -14,6 +14,20 @@ pub(super) const SAME: u8 = Map::Same as u8;
 pub(super) const E2M1: u8 = Map::E2m1 as u8;
 pub(super) const SIGNED: u8 = Map::Signed as u8;
 
+/// How many times `times` sums of four products of each plane may be added in pairs before they leave 16
+/// bits: an input's codes go to 127, and what stands for a code has a largest value.
+pub(super) const fn narrow(planes: usize, map: u8, times: usize) -> u32 {
+    let largest = if map == E2M1 { 24 } else { (1 << (8 / planes)) - 1 };
+    let sum = 4 * planes * times * 127 * largest;
+    if 2 * sum < 1 << 15 {
+        2
+    } else if sum < 1 << 15 {
+        1
+    } else {
+        0
+    }
+}
+
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
 pub(super) fn mapped_512<const MAP: u8>(codes: __m512i) -> __m512i {

@@ -7,11 +7,11 @@ mod avx2;
 mod avx512;
 mod maddubs;
 mod map;
-mod parameters;
 mod rows;
 mod rows256;
 mod sixteen;
 mod tile;
+mod tile256;
 mod vnni;
 
 use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
@@ -82,13 +82,13 @@ macro_rules! instances {
         }
 
         #[target_feature(enable = $features)]
-        fn parameters(stored: Stored, src: &[u8], out: &mut [[u8; 64]]) {
-            body::dot::parameters(stored, src, out);
+        fn widen(stored: Stored, src: &[u8], out: &mut [f32]) {
+            body::dot::widen(stored, src, out);
         }
 
         #[target_feature(enable = $features)]
-        fn zero_points(bits: u32, src: &[u8], scales: &[[u8; 64]], out: &mut [[u8; 64]]) {
-            body::dot::zero_points(bits, src, scales, out);
+        fn zero_points(bits: u32, blocks: usize, src: &[u8], scales: &[f32], out: &mut [f32]) {
+            body::dot::zero_points(bits, blocks, src, scales, out);
         }
 
         #[target_feature(enable = $features)]
@@ -159,7 +159,7 @@ macro_rules! instances {
                 // SAFETY: as above.
                 unsafe { accumulate(product, panels, inputs, acc) }
             },
-            accumulate_rows: |product, rows, inputs, acc| {
+            accumulate_rows: |product, rows, inputs, _, acc| {
                 // SAFETY: as above.
                 unsafe { accumulate_rows(product, rows, inputs, acc) }
             },
@@ -171,13 +171,13 @@ macro_rules! instances {
                 // SAFETY: as above.
                 unsafe { spread(bits, src, out) }
             },
-            parameters: |stored, src, out| {
+            widen: |stored, src, out| {
                 // SAFETY: as above.
-                unsafe { parameters(stored, src, out) }
+                unsafe { widen(stored, src, out) }
             },
-            zero_points: |bits, src, scales, out| {
+            zero_points: |bits, blocks, src, scales, out| {
                 // SAFETY: as above.
-                unsafe { zero_points(bits, src, scales, out) }
+                unsafe { zero_points(bits, blocks, src, scales, out) }
             },
             multiply: |cols, w, x, y| {
                 // SAFETY: as above.
@@ -188,7 +188,7 @@ macro_rules! instances {
 }
 use instances;
 
-/// Has bytes brought near: into the second level, since the first holds little more than a panel.
+/// Has bytes brought near: into the second level, since the first has its hands full.
 #[inline]
 fn ask_for(ahead: Ahead<'_>) {
     for line in ahead.like.chunks(64) {

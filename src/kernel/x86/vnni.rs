@@ -84,14 +84,14 @@ fn groups<const P: usize, const W: usize, const U: usize>(
         ask_for(wanted.next().unwrap_or_default());
         let products = integers::<P, W, U>(codes, xs, starts);
         for p in 0..P {
-            let scale = load_parameters(&panels[p].scales[g]);
+            let scale = load_values(&panels[p].scales[g]);
             let mut terms = [_mm512_setzero_ps(); W];
             for w in 0..W {
                 let factor = _mm512_mul_ps(scale, _mm512_set1_ps(scales[w]));
                 terms[w] = _mm512_mul_ps(_mm512_cvtepi32_ps(products[p][w]), factor);
             }
             if let Some(bias) = panels[p].biases.get(g) {
-                let bias = load_parameters(bias);
+                let bias = load_values(bias);
                 for w in 0..W {
                     terms[w] = _mm512_add_ps(terms[w], _mm512_mul_ps(bias, _mm512_set1_ps(sums[w])));
                 }
@@ -151,16 +151,6 @@ fn load_codes(codes: &[u8; 64]) -> __m512i {
     #[expect(unsafe_code, reason = "a load")]
     unsafe {
         _mm512_loadu_si512(codes.as_ptr().cast())
-    }
-}
-
-#[target_feature(enable = "avx512f")]
-#[inline]
-fn load_parameters(values: &[u8; 64]) -> __m512 {
-    // SAFETY: 64 bytes are read from an array of 64.
-    #[expect(unsafe_code, reason = "a load")]
-    unsafe {
-        _mm512_loadu_ps(values.as_ptr().cast())
     }
 }
 
