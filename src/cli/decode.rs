@@ -7,7 +7,10 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::{
     cli::Failure,
-    runtime::{Arithmetic, model::Decoder},
+    runtime::{
+        Arithmetic, Weights,
+        model::{Config, Decoder},
+    },
 };
 
 /// How a decoder computes.
@@ -19,12 +22,19 @@ pub struct DecodeArgs {
     /// Threads [default: one for each core]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
+    /// Read the weights into memory (in large pages, which are faster to find) instead of mapping the files
+    #[arg(long)]
+    pub no_mmap: bool,
 }
 
 impl DecodeArgs {
     /// Opens the decoder of a directory.
     pub(super) fn open(&self, dir: &Path) -> Result<Decoder, Failure> {
-        Ok(Decoder::open(dir, self.arithmetic)?)
+        if !self.no_mmap {
+            return Ok(Decoder::open(dir, self.arithmetic)?);
+        }
+        let config = Config::open(dir)?;
+        Ok(Decoder::new(config, &Weights::read(dir)?, self.arithmetic)?)
     }
 
     /// The threads that it computes on.

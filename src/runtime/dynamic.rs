@@ -13,7 +13,7 @@ use crate::{
         format::sym::{Per, Sym},
         operator::Bytes,
     },
-    runtime::{Error, Tensor, Weights},
+    runtime::{Error, Tensor, Weights, memory::Memory},
     tensor::{Float, Rows, TensorInfo},
 };
 
@@ -121,10 +121,10 @@ fn replacement(
 pub(super) fn encode(scheme: &dyn Scheme, weight: &Weight, data: &[u8]) -> Result<Vec<Bytes>, Unsupported> {
     let parts = scheme.parts(weight)?;
     let bands = bands(scheme.banding(weight), weight);
-    let mut made: Vec<Room> = parts.iter().map(Room::new).collect();
+    let mut made = parts.iter().map(memory).collect::<Result<Vec<_>, _>>()?;
     let mut outs: Vec<Vec<&mut [u8]>> = bands.iter().map(|_| vec![]).collect();
     let (banding, extent) = (scheme.banding(weight), scheme.banding(weight).extent(weight));
-    for (part, mut rest) in parts.iter().zip(made.iter_mut().map(Room::bytes)) {
+    for (part, mut rest) in parts.iter().zip(made.iter_mut().map(Memory::bytes)) {
         if let Content::Tiled { .. } = part.content {
             for (band, out) in bands.iter().zip(&mut outs) {
                 let len = part.range(banding, extent, band.clone()).len();
@@ -136,39 +136,16 @@ pub(super) fn encode(scheme: &dyn Scheme, weight: &Weight, data: &[u8]) -> Resul
         .into_par_iter()
         .zip(outs)
         .for_each(|(band, mut out)| scheme.encode(rows(banding, weight, data, band), &mut out));
-    Ok(made.into_iter().map(|room| Bytes::all(Arc::new(room))).collect())
+    Ok(made.into_iter().map(|memory| Bytes::all(Arc::new(memory))).collect())
 }
 
-/// Memory for a part. It starts with a cache line, as the parts of a mounted file do: vectors that cross
-/// lines take twice as long to load.
-struct Room {
-    memory: Vec<u8>,
-    range: Range<usize>,
-}
-
-impl Room {
-    const LINE: usize = 64;
-
-    /// With a constant's bytes, or as many zeros as the part has bytes.
-    fn new(part: &Part) -> Self {
-        let memory = vec![0; part.len() + Self::LINE];
-        let start = memory.as_ptr().align_offset(Self::LINE).min(Self::LINE);
-        let mut room = Self { memory, range: start..start + part.len() };
-        if let Content::Constant(bytes) = &part.content {
-            room.bytes().copy_from_slice(bytes);
-        }
-        room
+/// Memory for a part, with the bytes of a constant in it.
+fn memory(part: &Part) -> Result<Memory, Unsupported> {
+    let mut memory = Memory::zeros(part.len()).map_err(|e| Unsupported(format!("no memory for it: {e}")))?;
+    if let Content::Constant(bytes) = &part.content {
+        memory.bytes().copy_from_slice(bytes);
     }
-
-    fn bytes(&mut self) -> &mut [u8] {
-        &mut self.memory[self.range.clone()]
-    }
-}
-
-impl AsRef<[u8]> for Room {
-    fn as_ref(&self) -> &[u8] {
-        &self.memory[self.range.clone()]
-    }
+    Ok(memory)
 }
 
 /// Bands of whole granules. A band of columns is no run of the elements: there, one band is all.

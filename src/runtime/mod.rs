@@ -37,6 +37,7 @@ pub mod dynamic;
 mod embedding;
 mod error;
 mod linear;
+mod memory;
 mod mmap;
 pub mod model;
 mod shards;

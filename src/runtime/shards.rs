@@ -14,7 +14,7 @@ use std::{
 use crate::{
     container::{Malformed, index, safetensors},
     quant::operator::Bytes,
-    runtime::{Error, Tensor, mmap},
+    runtime::{Error, Tensor, memory::Memory, mmap},
 };
 
 /// Where the bytes of files go.
@@ -157,13 +157,11 @@ fn tensors(path: &Path, loading: Loading) -> Result<Vec<Tensor>, Error> {
     Ok(all)
 }
 
-fn load(file: &File, len: u64) -> std::io::Result<Vec<u8>> {
+fn load(file: &File, len: u64) -> std::io::Result<Memory> {
     let len = usize::try_from(len).map_err(|_| std::io::ErrorKind::FileTooLarge)?;
-    let mut bytes = Vec::new();
-    bytes.try_reserve_exact(len).map_err(|_| std::io::ErrorKind::OutOfMemory)?;
-    bytes.resize(len, 0);
-    file.read_exact_at(&mut bytes, 0)?;
-    Ok(bytes)
+    let mut memory = Memory::zeros(len)?;
+    file.read_exact_at(memory.bytes(), 0)?;
+    Ok(memory)
 }
 
 /// Why a header could not be had.

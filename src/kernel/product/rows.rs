@@ -1,7 +1,9 @@
 //! Products of a few inputs: rows are read once, where they lie, one after the other, as memory delivers
 //! them; sixteen of them share what is done per row.
 
-use super::{Activations, Ahead, Coded, Kernels, LANES, Product, RUN, Rows, Terms};
+use std::cell::RefCell;
+
+use super::{Activations, Ahead, Coded, FEW, Kernels, LANES, Product, RUN, Rows, Terms};
 
 /// Columns whose codes are spread to bytes at a time, where codes cross bytes: a multiple of every group.
 const STRETCH: usize = 512;
@@ -10,7 +12,8 @@ const STRETCH: usize = 512;
 /// too late, and from there on the distance hardly matters.
 const AHEAD: usize = 16 << 10;
 
-/// Room for some rows, used again and again.
+/// Room for some rows, which a thread uses again and again: to clear it each time would take a tenth of what a
+/// small matrix takes.
 struct Scratch {
     /// `[row][group]`
     scales: Vec<f32>,
@@ -19,36 +22,37 @@ struct Scratch {
     spread: Vec<u8>,
     terms: Box<Terms>,
     /// Of each input.
-    sums: Vec<[f32; LANES]>,
+    sums: [[f32; LANES]; FEW],
 }
 
-impl Scratch {
-    fn new(product: &Product, inputs: &Activations) -> Self {
-        let parameters = LANES * inputs.cols / product.group();
-        Self {
-            scales: vec![0.0; parameters],
-            biases: vec![0.0; if product.has_biases() { parameters } else { 0 }],
-            spread: vec![0; LANES * STRETCH],
-            terms: Box::new([[[0.0; LANES]; RUN]; LANES]),
-            sums: vec![[0.0; LANES]; inputs.count],
-        }
-    }
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch {
+        scales: vec![],
+        biases: vec![],
+        spread: vec![0; LANES * STRETCH],
+        terms: Box::new([[[0.0; LANES]; RUN]; LANES]),
+        sums: [[0.0; LANES]; FEW],
+    });
 }
 
 /// `y` is `[inputs, rows]`.
 pub(super) fn multiply(kernels: &Kernels, product: &Product, matrix: &Coded<'_>, inputs: &Activations, y: &mut [f32]) {
     let rows = y.len() / inputs.count;
-    let mut scratch = Scratch::new(product, inputs);
-    for first in (0..rows).step_by(LANES) {
-        let count = LANES.min(rows - first);
-        let coded = matrix.rows(product, inputs.cols, first..first + count);
-        kernels.parameters(product, inputs.cols, &coded, [&mut scratch.scales, &mut scratch.biases]);
-        scratch.sums.fill([0.0; LANES]);
-        add(kernels, product, &coded, count, inputs, &mut scratch);
-        for (n, sums) in scratch.sums.iter().enumerate() {
-            y[n * rows + first..][..count].copy_from_slice(&sums[..count]);
+    let parameters = LANES * inputs.cols / product.group();
+    SCRATCH.with_borrow_mut(|scratch| {
+        scratch.scales.resize(parameters, 0.0);
+        scratch.biases.resize(if product.has_biases() { parameters } else { 0 }, 0.0);
+        for first in (0..rows).step_by(LANES) {
+            let count = LANES.min(rows - first);
+            let coded = matrix.rows(product, inputs.cols, first..first + count);
+            kernels.parameters(product, inputs.cols, &coded, [&mut scratch.scales, &mut scratch.biases]);
+            scratch.sums.fill([0.0; LANES]);
+            add(kernels, product, &coded, count, inputs, scratch);
+            for (n, sums) in scratch.sums.iter().enumerate().take(inputs.count) {
+                y[n * rows + first..][..count].copy_from_slice(&sums[..count]);
+            }
         }
-    }
+    });
 }
 
 /// The sums of some rows with each input, left in the scratch.
