@@ -165,6 +165,26 @@ impl QuantizedLinear {
         self.forward_with(self.arithmetic, x, y)
     }
 
+    /// The outputs of several layers of the same inputs, as [`forward_batch`](Self::forward_batch) gives them. One
+    /// input is shared out to threads for all of them together, which spares waiting between them.
+    ///
+    /// # Errors
+    /// Inputs that are not whole ones of every layer.
+    pub fn forward_together<const N: usize>(layers: [&Self; N], x: &[f32]) -> Result<[Vec<f32>; N], Error> {
+        let mut outputs = layers.map(|layer| vec![0.0; layer.inputs(x.len()) * layer.rows()]);
+        for (layer, y) in layers.iter().zip(&outputs) {
+            layer.check(layer.inputs(x.len()), x.len(), y.len())?;
+        }
+        if layers.iter().all(|layer| layer.cols() == x.len()) {
+            let pairs = layers.into_iter().zip(outputs.iter_mut().map(Vec::as_mut_slice));
+            share::multiply_together(pairs.map(|(l, y)| (&*l.matrix.operator, l.arithmetic, y)), x);
+            layers.iter().zip(&mut outputs).for_each(|(layer, y)| layer.add_bias(y));
+        } else {
+            layers.iter().zip(&mut outputs).for_each(|(layer, y)| layer.compute(layer.arithmetic, x, y));
+        }
+        Ok(outputs)
+    }
+
     /// As [`forward_batch`](Self::forward_batch), with the arithmetic of this call.
     ///
     /// # Errors
@@ -236,6 +256,10 @@ impl QuantizedLinear {
 
     fn compute(&self, arithmetic: Arithmetic, x: &[f32], y: &mut [f32]) {
         share::multiply(&*self.matrix.operator, x, arithmetic, y);
+        self.add_bias(y);
+    }
+
+    fn add_bias(&self, y: &mut [f32]) {
         if let Some(bias) = &self.bias {
             for y in y.chunks_exact_mut(bias.len()) {
                 y.iter_mut().zip(&**bias).for_each(|(y, b)| *y += b);

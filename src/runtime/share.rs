@@ -33,13 +33,27 @@ pub(super) fn multiply(operator: &dyn Operator, x: &[f32], arithmetic: Arithmeti
     } else if rows <= chunk {
         operator.multiply(0..rows, x, arithmetic, y);
     } else if x.len() == operator.cols() {
-        let inputs = operator.prepare(x, arithmetic);
-        y.par_chunks_mut(chunk).enumerate().for_each(|(i, y)| {
-            operator.multiply_prepared(i * chunk..i * chunk + y.len(), &inputs, y);
-        });
+        multiply_together([(operator, arithmetic, y)], x);
     } else {
         batch(operator, &operator.prepare(x, arithmetic), y, chunk);
     }
+}
+
+/// One input of several matrices, whose chunks are shared out together: threads meet at the end of the last
+/// one only.
+pub(super) fn multiply_together<'a>(
+    jobs: impl IntoIterator<Item = (&'a dyn Operator, Arithmetic, &'a mut [f32])>,
+    x: &[f32],
+) {
+    let mut jobs: Vec<_> = jobs.into_iter().map(|(operator, a, y)| (operator, operator.prepare(x, a), y)).collect();
+    let mut chunks = vec![];
+    for (operator, inputs, y) in &mut jobs {
+        let (operator, chunk) = (*operator, chunk_rows(operator.rows(), operator.cols()));
+        chunks.extend(y.chunks_mut(chunk).enumerate().map(|(i, y)| (operator, &*inputs, i * chunk, y)));
+    }
+    chunks.into_par_iter().for_each(|(operator, inputs, start, y)| {
+        operator.multiply_prepared(start..start + y.len(), inputs, y);
+    });
 }
 
 /// Many inputs: a chunk's outputs are computed together and copied to each input's row.

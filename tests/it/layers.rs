@@ -217,6 +217,28 @@ fn one_input_is_a_batch_of_one() {
     }
 }
 
+/// Layers that share their inputs give what each gives alone, whatever the number of inputs.
+#[test]
+fn layers_together_are_layers_alone() {
+    let made = |stem: &str, rows: usize, spec: &str| {
+        let weight = Weight { stem: stem.into(), float: Float::F32, shape: vec![rows, 512] };
+        let data: Vec<u8> = values(27, rows * 512).iter().flat_map(|v| v.to_le_bytes()).collect();
+        QuantizedLinear::quantize(&scheme("mlx", spec), weight, &data).unwrap()
+    };
+    let layers = [made("wide", 1500, "4bit"), made("narrow", 33, "8bit")];
+    for inputs in [1, 2, 5] {
+        let x = values(28, inputs * 512);
+        let together = QuantizedLinear::forward_together([&layers[0], &layers[1]], &x).unwrap();
+        for (layer, together) in layers.iter().zip::<[Vec<f32>; 2]>(together) {
+            let mut alone = vec![0.0; inputs * layer.rows()];
+            layer.forward_batch(&x, &mut alone).unwrap();
+            assert!(alone == together && together.iter().any(|y| *y != 0.0), "{inputs} inputs of {}", layer.name());
+        }
+    }
+    let error = QuantizedLinear::forward_together([&layers[0]], &[0.0; 511]).unwrap_err().to_string();
+    assert!(error.contains("wide") && error.contains("511 inputs"), "{error}");
+}
+
 #[test]
 fn bf16_activations_are_rounded_once() {
     let (_dir, layer) = sample(70, 128);

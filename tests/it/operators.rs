@@ -385,6 +385,36 @@ fn the_largest_sums_are_exact() {
     }
 }
 
+/// The same of narrow codes, whose sums may take 16 bits on the way: every code the largest, or the smallest.
+#[test]
+fn the_largest_sums_of_narrow_codes_are_exact() {
+    let affine = |(bits, group)| Product::Affine { bits, group, stored: Float::F32 };
+    let of_bits = |bits| [32, 64, 128].map(|group| (bits, group));
+    // 7 and 15 are 6 and -6, the ends of e2m1; a scale of 1 is 127 in e8m0, and 56 in e4m3.
+    let ends = [(Product::Mxfp4, 127), (Product::Nvfp4, 56)];
+    let micro =
+        ends.into_iter().flat_map(|(product, one)| [(0x77, 6.0), (0xff, -6.0)].map(|(c, v)| (product, one, c, v)));
+    let of_affine =
+        [2, 3, 4, 5, 6].into_iter().flat_map(of_bits).map(|size| (affine(size), 0, 0xff, (1 << size.0) as f32 - 1.0));
+    for (product, one, code, value) in of_affine.chain(micro) {
+        let groups = 17;
+        let cols = groups * layout(&product, 1).0;
+        let is_affine = matches!(product, Product::Affine { .. });
+        let scales = if is_affine { 1f32.to_le_bytes().repeat(groups) } else { vec![one; groups] };
+        let codes = vec![code; cols / 8 * product.bits() as usize];
+        let biases = if is_affine { vec![0; 4 * groups] } else { vec![] };
+        let matrix = Coded { codes: &codes, scales: &scales, biases: &biases };
+        for (sign, inputs) in [(1.0, 1), (-1.0, 1), (1.0, 8), (-1.0, 8)] {
+            let x = vec![sign * 127.0; inputs * cols];
+            for table in available() {
+                let mut y = vec![f32::NAN; inputs];
+                table.multiply_coded(&product, &matrix, &table.quantize_inputs(&product, cols, &x), &mut y);
+                assert_eq!(y, vec![sign * 127.0 * value * cols as f32; inputs], "{}: {product:?}", table.isa());
+            }
+        }
+    }
+}
+
 /// Where the documents promise a kernel there is one, and where they say exact it is exact.
 #[test]
 fn blocks_multiply_in_integers_where_groups_make_them_up() {

@@ -8,7 +8,7 @@ use rayon::ThreadPool;
 use super::{Contender, Error, Figure, limits, limits::Memory, median, pools, turn, values, weights};
 use crate::{
     quant::Weight,
-    runtime::{Arithmetic, QuantizedLinear},
+    runtime::{Arithmetic, QuantizedLinear, keep_awake},
     tensor::Float,
 };
 
@@ -157,7 +157,7 @@ fn round(pools: &[ThreadPool], memory: &Memory, set: &mut Set, cases: &mut [Case
             let turns = &mut case.turns[at];
             turns.memory.push(memory.read(pool));
             turns.arithmetic.push(limits::arithmetic(pool, case.arithmetic));
-            let product = pool.install(|| set.turn(case))?;
+            let product = pool.install(|| keep_awake(|| set.turn(case)))?;
             case.turns[at].products.push(product);
         }
     }

@@ -10,7 +10,7 @@ use std::path::Path;
 use crate::{
     kernel::kernels,
     runtime::{
-        Arithmetic, Embedding, QuantizedLinear, Weights,
+        Arithmetic, Embedding, QuantizedLinear, Weights, keep_awake,
         model::{
             Config, Error,
             attention::{Attention, KeyValues},
@@ -125,11 +125,13 @@ impl Decoder {
     /// No token at all, or one that the model does not have: nothing is appended then. Logits that are no numbers.
     pub fn next(&self, tokens: &[u32], cache: &mut Cache) -> Result<Vec<f32>, Error> {
         self.check(tokens)?;
-        let mut last = vec![];
-        for chunk in tokens.chunks(CHUNK) {
-            last = self.states(chunk, cache)?.split_off((chunk.len() - 1) * self.config.hidden_size);
-        }
-        let logits = self.logits(&last)?;
+        let logits = keep_awake(|| {
+            let mut last = vec![];
+            for chunk in tokens.chunks(CHUNK) {
+                last = self.states(chunk, cache)?.split_off((chunk.len() - 1) * self.config.hidden_size);
+            }
+            self.logits(&last)
+        })?;
         if logits.iter().all(|x| x.is_finite()) { Ok(logits) } else { Err(Error::NotFinite) }
     }
 
@@ -156,7 +158,8 @@ impl Decoder {
     /// # Errors
     /// States that are no whole rows.
     pub fn logits(&self, states: &[f32]) -> Result<Vec<f32>, Error> {
-        project(&self.head, states)
+        let [logits] = QuantizedLinear::forward_together([&self.head], states)?;
+        Ok(logits)
     }
 
     fn check(&self, tokens: &[u32]) -> Result<(), Error> {
@@ -173,8 +176,8 @@ impl Layer {
     /// `stream += output(attention(norm(stream)))`.
     fn attend(&self, angles: &Angles, cache: &mut KeyValues, stream: &mut [f32]) -> Result<(), Error> {
         let x = self.input_norm.forward(stream);
-        let (mut queries, mut keys, values) =
-            (project(&self.query, &x)?, project(&self.key, &x)?, project(&self.value, &x)?);
+        let [mut queries, mut keys, values] =
+            QuantizedLinear::forward_together([&self.query, &self.key, &self.value], &x)?;
         if let Some((query_norm, key_norm)) = &self.head_norms {
             query_norm.normalize(&mut queries);
             key_norm.normalize(&mut keys);
@@ -186,24 +189,20 @@ impl Layer {
         queries.iter_mut().for_each(|q| *q *= scale);
         cache.append(&keys, &values);
         let seen = self.attention.forward(&queries, cache);
-        add(stream, &project(&self.output, &seen)?);
+        let [seen] = QuantizedLinear::forward_together([&self.output], &seen)?;
+        add(stream, &seen);
         Ok(())
     }
 
     /// `stream += down(silu(gate(norm(stream))) * up(norm(stream)))`.
     fn feed_forward(&self, stream: &mut [f32]) -> Result<(), Error> {
         let x = self.feed_forward_norm.forward(stream);
-        let (mut gate, up) = (project(&self.gate, &x)?, project(&self.up, &x)?);
+        let [mut gate, up] = QuantizedLinear::forward_together([&self.gate, &self.up], &x)?;
         kernels().swiglu(&mut gate, &up);
-        add(stream, &project(&self.down, &gate)?);
+        let [down] = QuantizedLinear::forward_together([&self.down], &gate)?;
+        add(stream, &down);
         Ok(())
     }
-}
-
-fn project(layer: &QuantizedLinear, x: &[f32]) -> Result<Vec<f32>, Error> {
-    let mut y = vec![0.0; x.len() / layer.cols() * layer.rows()];
-    layer.forward_batch(x, &mut y)?;
-    Ok(y)
 }
 
 fn add(stream: &mut [f32], x: &[f32]) {
