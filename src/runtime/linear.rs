@@ -64,6 +64,34 @@ impl Matrix {
 }
 
 /// A linear layer, quantized or not; cloning shares the weight.
+///
+/// ```
+/// use quantfs::{
+///     quant::Weight,
+///     runtime::{Arithmetic, QuantizedLinear, dynamic},
+///     tensor::Float,
+/// };
+///
+/// // Two rows of three columns, quantized in memory. `Weights::linear` gives one over a mapping.
+/// let weight = Weight { stem: "up".into(), float: Float::F32, shape: vec![2, 3] };
+/// let data: Vec<u8> = [127f32, 0.0, -64.0, 1.0, 2.0, 127.0].iter().flat_map(|v| v.to_le_bytes()).collect();
+/// let up = QuantizedLinear::quantize(&dynamic::int8(), weight, &data)?.with_arithmetic(Arithmetic::Exact);
+/// assert_eq!(up.dequantize(), [127.0, 0.0, -64.0, 1.0, 2.0, 127.0]);
+///
+/// // One input, or as many as the slices hold.
+/// let mut y = [0.0; 2];
+/// up.forward(&[1.0, 1.0, 0.0], &mut y)?;
+/// assert_eq!(y, [127.0, 3.0]);
+/// let mut ys = [0.0; 4];
+/// up.forward_batch(&[1.0, 0.0, 0.0, 0.0, 0.0, 1.0], &mut ys)?;
+/// assert_eq!(ys, [127.0, 1.0, -64.0, 127.0]);
+///
+/// // The gradient with respect to the input.
+/// let mut gradient = [0.0; 3];
+/// up.backward_input(&[1.0, 10.0], &mut gradient)?;
+/// assert_eq!(gradient, [137.0, 20.0, 1206.0]);
+/// # Ok::<(), quantfs::runtime::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct QuantizedLinear {
     matrix: Matrix,

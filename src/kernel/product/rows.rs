@@ -5,8 +5,8 @@ use std::cell::RefCell;
 
 use super::{Activations, Ahead, Coded, FEW, Kernels, LANES, Product, RUN, Rows, Terms};
 
-/// Columns whose codes are spread to bytes at a time, where codes cross bytes: a multiple of every group.
-const STRETCH: usize = 512;
+/// Groups whose codes are spread to bytes at a time, where codes cross bytes: as many as fill a register.
+const STRETCH: usize = 16;
 
 /// Bytes of codes from those that are read to those that are asked for. Measured: less than 8 KiB comes
 /// too late, and from there on the distance hardly matters.
@@ -29,7 +29,7 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch {
         scales: vec![],
         biases: vec![],
-        spread: vec![0; LANES * STRETCH],
+        spread: vec![],
         terms: Box::new([[[0.0; LANES]; RUN]; LANES]),
         sums: [[0.0; LANES]; FEW],
     });
@@ -66,12 +66,14 @@ fn add(
 ) {
     let (cols, group, stride) = (inputs.cols, product.group(), product.row_bytes(inputs.cols));
     let whole = matches!(product.bits(), 2 | 4 | 8);
-    for start in (0..cols).step_by(if whole { cols } else { STRETCH }) {
-        let width = if whole { cols } else { STRETCH.min(cols - start) };
+    let step = if whole { cols } else { STRETCH * group };
+    for start in (0..cols).step_by(step) {
+        let width = step.min(cols - start);
         let (from, to) = (start / group, (start + width) / group);
         let (codes, stride, distance) = if whole {
             (matrix.codes, stride, AHEAD)
         } else {
+            scratch.spread.resize(LANES * step, 0);
             for (row, out) in matrix.codes.chunks_exact(stride).zip(scratch.spread.chunks_exact_mut(width)) {
                 let row = &row[product.row_bytes(start)..][..product.row_bytes(width)];
                 (kernels.spread)(product.bits(), row, out);

@@ -1,14 +1,18 @@
 //! The bodies with AVX2, but for panels and sums by `maddubs`. `fma` is left out on purpose: nothing may contract.
 
-use super::{maddubs, rows256, sixteen::Avx2, tile256};
+use super::{maddubs, rows256, sixteen::Avx2, spread, tile256};
 
 super::instances!(crate::kernel::Isa::Avx2, "avx2", Avx2, 2 x 2);
 
 /// Private to `x86`, which hands it out where the features were detected.
 #[expect(unsafe_code, reason = "calls from undetected to detected code")]
 pub(super) static KERNELS: Kernels = Kernels {
-    tile: |tiling, src, out| {
+    spread: |bits, src, out| {
         // SAFETY: the table is reached only through `x86::available`, which detected the features.
+        unsafe { spread::spread_256(bits, src, out) }
+    },
+    tile: |tiling, src, out| {
+        // SAFETY: as above.
         unsafe { tile256::tile(tiling, src, out) }
     },
     accumulate: |product, panels, inputs, _, acc| {

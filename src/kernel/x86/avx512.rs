@@ -3,19 +3,28 @@
 
 use crate::kernel::Isa;
 
-use super::{maddubs, rows, rows256, sixteen::Avx512, tile, vnni};
+use super::{maddubs, rows, rows256, sixteen::Avx512, spread, tile, vnni};
 
 super::instances!(Isa::Avx512, "avx512f,avx512bw,avx512dq,avx512vl", Avx512, 4 x 4);
 
 /// Private to `x86`, which hands it out where the features were detected.
 #[expect(unsafe_code, reason = "calls from undetected to detected code")]
 const TABLE: Kernels = Kernels {
+    spread: |bits, src, out| {
+        if is_x86_feature_detected!("avx512vbmi") {
+            // SAFETY: the table is reached only through `x86::available`, which detected the other features.
+            unsafe { spread::spread_512(bits, src, out) }
+        } else {
+            // SAFETY: as above; AVX-512 has AVX2 in it.
+            unsafe { spread::spread_256(bits, src, out) }
+        }
+    },
     tile: |tiling, src, out| {
-        // SAFETY: the table is reached only through `x86::available`, which detected the features.
+        // SAFETY: as above.
         unsafe { tile::tile(tiling, src, out) }
     },
     accumulate: |product, panels, inputs, _, acc| {
-        // SAFETY: as above; AVX-512 has AVX2 in it.
+        // SAFETY: as above.
         unsafe { maddubs::accumulate(product, panels, inputs, acc) }
     },
     accumulate_rows: |product, rows, inputs, terms, acc| {

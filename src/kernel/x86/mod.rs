@@ -10,6 +10,7 @@ mod map;
 mod rows;
 mod rows256;
 mod sixteen;
+mod spread;
 mod tile;
 mod tile256;
 mod vnni;

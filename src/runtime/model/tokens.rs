@@ -11,6 +11,20 @@ use tokenizers::Tokenizer;
 use crate::runtime::model::Error;
 
 /// A directory's tokenizer.
+///
+/// ```
+/// use quantfs::runtime::model::Tokens;
+/// # let dir = tempfile::tempdir()?;
+/// # let words = r#"{"version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+/// #     "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null, "decoder": null,
+/// #     "model": {"type": "WordLevel", "vocab": {"<unk>": 0, "quantized": 1, "files": 2}, "unk_token": "<unk>"}}"#;
+/// # std::fs::write(dir.path().join("tokenizer.json"), words)?;
+/// let tokens = Tokens::open(dir.path())?; // `tokenizer.json`
+/// let prompt = tokens.prompt("quantized files")?;
+/// assert_eq!(prompt, [1, 2]);
+/// assert_eq!(tokens.text(&prompt)?, "quantized files");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct Tokens {
     tokenizer: Tokenizer,
