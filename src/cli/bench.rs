@@ -6,11 +6,19 @@ use clap::{Args, Subcommand, builder::RangedU64ValueParser};
 
 use crate::{
     bulk::bench::{Contender, Figure, Layers, Quantize},
-    cli::{Failure, decode::arithmetic, inspect::print_aligned, size},
+    cli::{
+        Failure,
+        decode::{arithmetic, threads},
+        inspect::print_aligned,
+        size,
+    },
     plan::{Parts, Spec},
     quant::FORMATS,
     runtime::Arithmetic,
 };
+
+/// Less than this is read too fast to be measured.
+const LEAST_SET: u64 = 1 << 20;
 
 /// One that generates, several that are served together, a prompt.
 const INPUTS: [usize; 5] = [1, 8, 32, 128, 512];
@@ -44,7 +52,7 @@ struct RunArgs {
     #[arg(long = "spec", value_name = "SPEC", global = true)]
     specs: Vec<String>,
     /// Threads [default: one, and then one for each core]
-    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..), global = true)]
+    #[arg(long, value_name = "N", value_parser = threads, global = true)]
     threads: Option<usize>,
     /// Turns of each case, of which the median counts
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..), default_value_t = 5,
@@ -191,6 +199,9 @@ fn registry() -> Result<Vec<Spec>, Failure> {
 
 fn set(text: &str) -> Result<usize, String> {
     let bytes = size::parse(text)?;
+    if bytes < LEAST_SET {
+        return Err(format!("at least {}MiB, and more than the caches hold for figures of memory", LEAST_SET >> 20));
+    }
     usize::try_from(bytes).map_err(|_| "more than this machine can address".to_owned())
 }
 

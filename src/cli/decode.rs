@@ -1,6 +1,6 @@
 //! What the verbs that run a decoder share: how it computes, and on how many threads.
 
-use std::path::Path;
+use std::{num::NonZero, path::Path, thread};
 
 use clap::Args;
 use rayon::{ThreadPool, ThreadPoolBuilder};
@@ -13,6 +13,9 @@ use crate::{
     },
 };
 
+/// Threads for each core at most.
+const OVER: usize = 8;
+
 /// How a decoder computes.
 #[derive(Args, Clone, Debug)]
 pub struct DecodeArgs {
@@ -20,7 +23,7 @@ pub struct DecodeArgs {
     #[arg(long, value_name = "int8|exact", default_value = "int8", value_parser = arithmetic)]
     pub arithmetic: Arithmetic,
     /// Threads [default: one for each core]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = threads)]
     pub threads: Option<usize>,
     /// Read the weights into memory (in large pages, which are faster to find) instead of mapping the files
     #[arg(long)]
@@ -39,11 +42,16 @@ impl DecodeArgs {
 
     /// The threads that it computes on.
     pub(super) fn pool(&self) -> Result<ThreadPool, Failure> {
-        if self.threads == Some(0) {
-            return Err(Failure::usage("--threads 0: at least one is needed"));
-        }
         Ok(ThreadPoolBuilder::new().num_threads(self.threads.unwrap_or(0)).build()?)
     }
+}
+
+/// `--threads`: more than cores never help, and a few times as many still end.
+pub(super) fn threads(text: &str) -> Result<usize, String> {
+    let cores = thread::available_parallelism().map_or(1, NonZero::get);
+    let most = OVER * cores;
+    let given = text.parse().ok().filter(|n| (1..=most).contains(n));
+    given.ok_or_else(|| format!("a number from 1 to {most} is needed; one for each core is {cores}"))
 }
 
 /// `--arithmetic`

@@ -29,14 +29,15 @@ pub struct Generate {
     #[arg(long, value_name = "N", default_value_t = 100)]
     pub max_tokens: usize,
     /// 0 always takes the likeliest token; 1 draws from the model's own distribution
-    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    #[arg(long, value_name = "T", default_value_t = 0.0, allow_negative_numbers = true)]
     pub temperature: f32,
     /// What the draws begin with
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
     #[command(flatten)]
     decode: DecodeArgs,
-    /// Print JSON facts as the last line
+    /// Print JSON facts as the last line, after the text; `stop` in them is `end` (an end token, which is not
+    /// among the tokens) or `length`
     #[arg(long)]
     pub json: bool,
 }
@@ -135,6 +136,7 @@ fn tell(
     if args.json {
         let facts = serde_json::json!({
             "tokens": written.tokens, "text": tokens.text(&written.tokens)?, "prompt_tokens": prompted,
+            "stop": if count < args.max_tokens { "end" } else { "length" },
             "tokens_per_second": writing, "prompt_tokens_per_second": reading,
         });
         writeln!(out, "{facts}")?;

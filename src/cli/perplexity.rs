@@ -1,6 +1,10 @@
 //! `quantfs perplexity`: how well a model predicts a text, and how far it is from a reference.
 
-use std::{io::Write, path::PathBuf, time::Instant};
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+    time::Instant,
+};
 
 use clap::Args;
 
@@ -66,8 +70,24 @@ pub fn run(args: &Perplexity, out: &mut dyn Write) -> Result<(), Failure> {
         );
         return Err(Failure::refused(why));
     }
+    if let Some(reference) = &args.reference {
+        same_tokens(reference, &text, &stream)?;
+    }
     let measured = measure(args, &stream)?;
     tell(args, &measured, out)
+}
+
+/// Whether the reference reads the same tokens in the text: else its predictions are of something else.
+fn same_tokens(reference: &Path, text: &str, stream: &[u32]) -> Result<(), Failure> {
+    if !reference.join("tokenizer.json").exists() {
+        tracing::warn!("{} has no tokenizer.json: it is taken to have the model's", reference.display());
+        return Ok(());
+    }
+    if Tokens::open(reference)?.plain(text)? == stream {
+        return Ok(());
+    }
+    let why = "its tokenizer reads other tokens in the text; only models of one tokenizer can be compared";
+    Err(Failure::refused(format!("--reference {}: {why}", reference.display())))
 }
 
 fn measure(args: &Perplexity, stream: &[u32]) -> Result<Measured, Failure> {

@@ -197,11 +197,16 @@ impl QuantizedLinear {
     /// input is shared out to threads for all of them together, which spares waiting between them.
     ///
     /// # Errors
-    /// Inputs that are not whole ones of every layer.
+    /// Layers of different columns, inputs that are no whole ones of them.
     pub fn forward_together<const N: usize>(layers: [&Self; N], x: &[f32]) -> Result<[Vec<f32>; N], Error> {
         let mut outputs = layers.map(|layer| vec![0.0; layer.inputs(x.len()) * layer.rows()]);
         for (layer, y) in layers.iter().zip(&outputs) {
             layer.check(layer.inputs(x.len()), x.len(), y.len())?;
+            if layer.cols() != layers[0].cols() {
+                let why =
+                    format!("it takes {} columns, {} beside it {}", layer.cols(), layers[0].name(), layers[0].cols());
+                return Err(layer.matrix.wrong(why));
+            }
         }
         if layers.iter().all(|layer| layer.cols() == x.len()) {
             let pairs = layers.into_iter().zip(outputs.iter_mut().map(Vec::as_mut_slice));
@@ -277,9 +282,10 @@ impl QuantizedLinear {
         if inputs.checked_mul(cols) == Some(x) && inputs.checked_mul(rows) == Some(y) {
             return Ok(());
         }
+        let times = if inputs == 1 { "" } else { ", or as many times both" };
         Err(self
             .matrix
-            .wrong(format!("{x} inputs and {y} outputs were given; it takes {cols} to {rows}, or as many times both")))
+            .wrong(format!("{x} elements of inputs and {y} of outputs do not fit; it takes {cols} to {rows}{times}")))
     }
 
     fn compute(&self, arithmetic: Arithmetic, x: &[f32], y: &mut [f32]) {

@@ -50,7 +50,7 @@ pub use crate::num::codes::{pack, unpack};
 pub use crate::quant::operator::Arithmetic;
 pub use crate::tensor::{INT8, UINT8, UINT32};
 pub use audit::{Audit, Mismatch};
-pub use awake::keep_awake;
+pub(crate) use awake::keep_awake;
 pub use dynamic::quantize_dynamic;
 pub use embedding::Embedding;
 pub use error::Error;

@@ -30,7 +30,7 @@ fn figures(words: &str) -> Vec<Value> {
     lines
 }
 
-const SMALL: &str = "--rounds 1 --set 64KiB --shape 40x256";
+const SMALL: &str = "--rounds 1 --set 1MiB --shape 40x256";
 
 #[test]
 fn layers_have_figures_beside_their_limits() {
@@ -73,8 +73,10 @@ fn what_cannot_be_measured_is_refused() {
         ("layers --shape 9999999x2", 2, "from 1x1 to a billion weights"),
         ("layers --inputs 0", 2, "0 is not in"),
         ("layers --arithmetic f16", 2, "known are int8 and exact"),
-        ("quantize --threads 0", 2, "0 is not in"),
-        ("layers --spec 4bit --shape 4x100 --set 1KiB", 1, "no whole groups of 64"),
+        ("quantize --threads 0", 2, "a number from 1 to"),
+        ("layers --threads 99999", 2, "a number from 1 to"),
+        ("layers --set 1KiB", 2, "at least 1MiB"),
+        ("layers --spec 4bit --shape 4x100 --set 1MiB", 1, "no whole groups of 64"),
     ] {
         let done = bench(words);
         let error = String::from_utf8_lossy(&done.stderr);

@@ -236,7 +236,11 @@ fn layers_together_are_layers_alone() {
         }
     }
     let error = QuantizedLinear::forward_together([&layers[0]], &[0.0; 511]).unwrap_err().to_string();
-    assert!(error.contains("wide") && error.contains("511 inputs"), "{error}");
+    assert!(error.contains("wide") && error.contains("511 elements of inputs"), "{error}");
+    let odd = Weight { stem: "odd".into(), float: Float::F32, shape: vec![2, 128] };
+    let odd = QuantizedLinear::quantize(&dynamic::int8(), odd, &[0; 1024]).unwrap();
+    let error = QuantizedLinear::forward_together([&layers[0], &odd], &[0.0; 512]).unwrap_err().to_string();
+    assert!(error.contains("odd") && error.contains("128 columns") && error.contains("wide"), "{error}");
 }
 
 #[test]

@@ -18,6 +18,8 @@ use quantfs::{
     },
 };
 
+use crate::common::written::{f32s, write};
+
 fn golden(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/mlx_lm").join(name)
 }
@@ -246,6 +248,59 @@ fn wrong_tokens_are_refused_and_leave_the_text() {
     assert!(matches!(decoder.next(&[1, 64], &mut cache), Err(Error::Token { token: 64, vocab: 64 })));
     assert!(matches!(decoder.next(&[], &mut cache), Err(Error::Empty)));
     assert_eq!(cache.positions(), 0);
+    let mut short = Llama { layers: 1, kv_heads: 1 }.decoder().cache();
+    let other = Llama { layers: 2, kv_heads: 1 }.decoder();
+    assert!(matches!(other.next(&[1], &mut short), Err(Error::Cache)), "a cache of fewer layers");
+    assert!(matches!(Llama { layers: 1, kv_heads: 2 }.decoder().next(&[1], &mut short), Err(Error::Cache)));
+    assert_eq!(short.positions(), 0);
+}
+
+/// A model of sixteen tokens.
+struct Llama {
+    layers: usize,
+    kv_heads: usize,
+}
+
+impl Llama {
+    /// In a directory, with a configuration of so many layers.
+    fn write(&self, stated: usize) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        let config = serde_json::json!({
+            "model_type": "llama", "hidden_size": 32, "num_hidden_layers": stated, "intermediate_size": 32,
+            "num_attention_heads": 2, "num_key_value_heads": self.kv_heads, "head_dim": 16, "vocab_size": 16,
+            "rms_norm_eps": 1e-5, "tie_word_embeddings": true,
+        });
+        std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+        let mut shapes = vec![("embed_tokens".to_owned(), vec![16, 32]), ("norm".to_owned(), vec![32])];
+        for layer in 0..self.layers {
+            let wide = self.kv_heads * 16;
+            let attention = [("q", 32), ("k", wide), ("v", wide), ("o", 32)];
+            shapes.extend(attention.map(|(n, rows)| (format!("layers.{layer}.self_attn.{n}_proj"), vec![rows, 32])));
+            shapes.extend(["gate", "up", "down"].map(|n| (format!("layers.{layer}.mlp.{n}_proj"), vec![32, 32])));
+            let norms = ["input_layernorm", "post_attention_layernorm"];
+            shapes.extend(norms.map(|n| (format!("layers.{layer}.{n}"), vec![32])));
+        }
+        let tensors: Vec<_> = shapes
+            .iter()
+            .map(|(name, shape)| f32s(&format!("model.{name}.weight"), shape, &values(shape.iter().product(), 7)))
+            .collect();
+        write(&dir.path().join("model.safetensors"), &tensors, 0);
+        dir
+    }
+
+    fn decoder(&self) -> Decoder {
+        Decoder::open(self.write(self.layers).path(), Arithmetic::Exact).unwrap()
+    }
+}
+
+/// Weights that nobody would use belong to another model, whose text this is not.
+#[test]
+fn weights_that_are_left_are_refused_by_name() {
+    let two = Llama { layers: 2, kv_heads: 1 };
+    let dir = two.write(1);
+    let error = Decoder::open(dir.path(), Arithmetic::Exact).unwrap_err().to_string();
+    assert!(error.contains("model.layers.1.") && error.contains("and 8 more"), "{error}");
+    assert!(error.contains(&dir.path().display().to_string()) && error.contains("llama of 1 layers"), "{error}");
 }
 
 #[test]
@@ -433,7 +488,7 @@ fn weights_that_do_not_fit_are_refused_by_name() {
     assert!(refused("head_dim", 16.into()).contains("self_attn.q_proj"));
     assert!(changed(|config| config["model_type"] = "qwen3".into()).is_err());
     let nothing = Decoder::open("/nonexistent", Arithmetic::Exact).unwrap_err().to_string();
-    assert!(nothing.contains("/nonexistent/config.json"), "{nothing}");
+    assert!(nothing.contains("/nonexistent: no such directory"), "{nothing}");
 }
 
 #[cfg(feature = "tokens")]

@@ -88,7 +88,7 @@ pub enum Error {
     #[error(transparent)]
     Kernels(#[from] kernel::UnknownIsa),
     /// There is no memory to read.
-    #[error("memory to read: {0}")]
+    #[error("memory to read (a smaller set takes less): {0}")]
     Memory(#[from] std::io::Error),
     /// Threads could not be started.
     #[error(transparent)]

@@ -54,6 +54,12 @@ impl KeyValues {
         Self { head_dim, positions: 0, heads: vec![Head::default(); kv_heads] }
     }
 
+    /// Whether an attention of that shape can have made it.
+    #[must_use]
+    pub fn fits(&self, attention: &Attention) -> bool {
+        (self.heads.len(), self.head_dim) == (attention.kv_heads, attention.head_dim)
+    }
+
     /// Positions in it.
     #[must_use]
     pub fn positions(&self) -> usize {

@@ -123,7 +123,10 @@ impl Config {
     /// A file that cannot be read or is no such JSON; an architecture or a feature that is not supported.
     pub fn open(dir: &Path) -> Result<Self, Error> {
         let path = dir.join("config.json");
-        let text = std::fs::read_to_string(&path).map_err(|e| Error::config(&path, e.to_string()))?;
+        let text = std::fs::read_to_string(&path).map_err(|e| match dir.is_dir() {
+            true => Error::config(&path, e.to_string()),
+            false => Error::config(dir, "no such directory; a model's, with config.json, is needed".to_owned()),
+        })?;
         let mut config = Self::parse(&text).map_err(|why| Error::config(&path, why))?;
         let path = dir.join("generation_config.json");
         match std::fs::read_to_string(&path) {

@@ -5,7 +5,7 @@
 //!
 //! Knows no text and no sampling.
 
-use std::path::Path;
+use std::{cell::RefCell, collections::BTreeSet, path::Path};
 
 use crate::{
     kernel::kernels,
@@ -87,11 +87,12 @@ impl Decoder {
     /// # Errors
     /// Weights that are missing or do not fit the configuration.
     pub fn new(config: Config, weights: &Weights, arithmetic: Arithmetic) -> Result<Self, Error> {
-        let room = Room { config: &config, weights, arithmetic };
+        let room = Room { config: &config, weights, arithmetic, taken: RefCell::default() };
         let embedding = room.embedding()?;
         let layers = (0..config.layers).map(|i| room.layer(i)).collect::<Result<_, _>>()?;
         let norm = room.norm("model.norm", config.hidden_size)?;
         let head = room.head(&embedding)?;
+        room.nothing_is_left()?;
         let frequencies = config.rope.frequencies(config.head_dim);
         Ok(Self { config, embedding, layers, norm, head, frequencies })
     }
@@ -122,7 +123,8 @@ impl Decoder {
     /// last. Long prompts pass in chunks.
     ///
     /// # Errors
-    /// No token at all, or one that the model does not have: nothing is appended then. Logits that are no numbers.
+    /// No token at all, or one that the model does not have, or a cache of another decoder: nothing is appended
+    /// then. Logits that are no numbers.
     pub fn next(&self, tokens: &[u32], cache: &mut Cache) -> Result<Vec<f32>, Error> {
         self.check(tokens)?;
         let logits = keep_awake(|| {
@@ -142,6 +144,10 @@ impl Decoder {
     /// As [`next`](Self::next).
     pub fn states(&self, tokens: &[u32], cache: &mut Cache) -> Result<Vec<f32>, Error> {
         self.check(tokens)?;
+        let fits = |(layer, cache): (&Layer, &KeyValues)| cache.fits(&layer.attention);
+        if cache.layers.len() != self.layers.len() || !self.layers.iter().zip(&cache.layers).all(fits) {
+            return Err(Error::Cache);
+        }
         let mut stream = vec![0.0; tokens.len() * self.config.hidden_size];
         self.embedding.forward(tokens, &mut stream)?;
         let angles = Angles::new(&self.frequencies, cache.positions(), tokens.len());
@@ -214,6 +220,8 @@ struct Room<'a> {
     config: &'a Config,
     weights: &'a Weights,
     arithmetic: Arithmetic,
+    /// Modules so far.
+    taken: RefCell<BTreeSet<String>>,
 }
 
 impl Room<'_> {
@@ -241,19 +249,19 @@ impl Room<'_> {
     }
 
     fn linear(&self, name: &str, shape: [usize; 2], bias: bool) -> Result<QuantizedLinear, Error> {
-        let layer = self.weights.linear(name)?.with_arithmetic(self.arithmetic);
-        fits(name, [layer.rows(), layer.cols()], shape)?;
+        let layer = self.weights.linear(self.take(name))?.with_arithmetic(self.arithmetic);
+        self.fits(name, [layer.rows(), layer.cols()], shape)?;
         match (layer.bias().is_some(), bias) {
-            (true, false) => Err(wrong(name, "has a bias, and config.json says that it has none")),
-            (false, true) => Err(wrong(name, "has no bias, and config.json says that it has one")),
+            (true, false) => Err(self.wrong(name, "has a bias, and config.json says that it has none")),
+            (false, true) => Err(self.wrong(name, "has no bias, and config.json says that it has one")),
             _ => Ok(layer),
         }
     }
 
     fn embedding(&self) -> Result<Embedding, Error> {
         let name = "model.embed_tokens";
-        let embedding = self.weights.embedding(name)?;
-        fits(name, [embedding.rows(), embedding.cols()], [self.config.vocab_size, self.config.hidden_size])?;
+        let embedding = self.weights.embedding(self.take(name))?;
+        self.fits(name, [embedding.rows(), embedding.cols()], [self.config.vocab_size, self.config.hidden_size])?;
         Ok(embedding)
     }
 
@@ -262,27 +270,49 @@ impl Room<'_> {
     fn head(&self, embedding: &Embedding) -> Result<QuantizedLinear, Error> {
         let tied = self.config.tied.unwrap_or_else(|| self.weights.tensor("lm_head.weight").is_err());
         if tied {
+            // Some writers store the tied head as well; loaders leave it out.
+            self.take("lm_head");
             return Ok(embedding.as_linear().with_arithmetic(self.arithmetic));
         }
         self.linear("lm_head", [self.config.vocab_size, self.config.hidden_size], false)
     }
 
     fn norm(&self, name: &str, width: usize) -> Result<RmsNorm, Error> {
-        let weight = self.weights.tensor(&format!("{name}.weight"))?;
+        let weight = self.weights.tensor(&format!("{}.weight", self.take(name)))?;
         if weight.info.shape != [width] {
-            return Err(wrong(name, format!("has shape {:?}, and config.json makes it [{width}]", weight.info.shape)));
+            let why = format!("has shape {:?}, and config.json makes it [{width}]", weight.info.shape);
+            return Err(self.wrong(name, why));
         }
         Ok(RmsNorm::new(weight.to_f32()?, self.config.norm_eps))
     }
-}
 
-fn fits(name: &str, shape: [usize; 2], expected: [usize; 2]) -> Result<(), Error> {
-    if shape == expected {
-        return Ok(());
+    fn take<'n>(&self, name: &'n str) -> &'n str {
+        self.taken.borrow_mut().insert(name.to_owned());
+        name
     }
-    Err(wrong(name, format!("has shape {shape:?}, and config.json makes it {expected:?}")))
-}
 
-fn wrong(name: &str, why: impl Into<String>) -> Error {
-    Error::Weight { name: name.to_owned(), why: why.into() }
+    /// Weights that the model would not use are another model's: its tokens would be wrong, silently.
+    fn nothing_is_left(&self) -> Result<(), Error> {
+        let taken = self.taken.borrow();
+        let module = |name: &str| name.rsplit_once('.').map_or("", |(module, _)| module).to_owned();
+        let is_left = |name: &&str| !taken.contains(&module(name)) && !name.ends_with(".rotary_emb.inv_freq");
+        let left: Vec<&str> = self.weights.names().filter(is_left).collect();
+        let Some(first) = left.first() else { return Ok(()) };
+        let (others, layers) = (left.len() - 1, self.config.layers);
+        let family = self.config.family.model_type();
+        let why =
+            format!("and {others} more are no weights of the {family} of {layers} layers that config.json describes");
+        Err(self.wrong(first, why))
+    }
+
+    fn fits(&self, name: &str, shape: [usize; 2], expected: [usize; 2]) -> Result<(), Error> {
+        if shape == expected {
+            return Ok(());
+        }
+        Err(self.wrong(name, format!("has shape {shape:?}, and config.json makes it {expected:?}")))
+    }
+
+    fn wrong(&self, name: &str, why: impl Into<String>) -> Error {
+        Error::Weight { name: format!("{name} of {}", self.weights.path().display()), why: why.into() }
+    }
 }

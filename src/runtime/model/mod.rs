@@ -1,7 +1,7 @@
 //! Decoder models on quantized layers: the Llama, Mistral, Qwen2 and Qwen3 families.
 //!
 //! A [`Decoder`] is opened from a directory that holds `config.json` and weights; it turns tokens into
-//! logits. Text and tokens are a tokenizer's matter ([`tokens`], with the feature of that name), chat
+//! logits. Text and tokens are a tokenizer's matter (`tokens`, with the feature of that name), chat
 //! templates the caller's.
 //!
 //! Always: activations, normalization, softmax and the cache of keys and values are f32; products with
@@ -94,13 +94,16 @@ pub enum Error {
         why: String,
     },
     /// A token that the model does not have.
-    #[error("token {token}: the model has {vocab}")]
+    #[error("token {token}: the model has {vocab} (vocab_size of its config.json; is the tokenizer its own?)")]
     Token {
         /// The token.
         token: u32,
         /// Tokens that there are.
         vocab: usize,
     },
+    /// Keys and values that another decoder made.
+    #[error("the cache is of another decoder: each makes its own")]
+    Cache,
     /// No token was given, so that none can follow.
     #[error("no token: a text needs at least one")]
     Empty,
