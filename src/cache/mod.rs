@@ -31,6 +31,11 @@ use shard::{Entry, Rank, Shard};
 /// beside the milliseconds of a miss.
 const SHARDS: usize = 16;
 
+/// Values that were served whole and are kept all the same: those whose last bytes may still be on their way to
+/// a reader. More would hold twice what the system's cache has, and cost new pages, which memory that is used
+/// again does not.
+const SPENT_BYTES: usize = 8 << 20;
+
 /// A lock whose holder panicked is taken as it is: every structure behind one is whole between any
 /// two statements that could panic.
 pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -134,6 +139,21 @@ impl<K: Copy + Eq + Hash + Debug> Cache<K> {
             self.used.fetch_sub(old.size(), Relaxed);
         }
         true
+    }
+
+    /// The memory of a value of this length that was served whole, to make another value in: the system's cache
+    /// has what it held. `None` while few such values are here, and where the oldest is still being read, or of
+    /// another length: it leaves all the same.
+    #[must_use]
+    pub fn reclaim(&self, len: usize) -> Option<Arc<[u8]>> {
+        let spent: usize = self.shards.iter().map(|s| lock(s).bytes()[Rank::Spent as usize]).sum();
+        if spent <= SPENT_BYTES {
+            return None;
+        }
+        let entry = self.pop(Rank::Spent)?;
+        self.used.fetch_sub(entry.size(), Relaxed);
+        let mut value = entry.into_value();
+        (value.len() == len && Arc::get_mut(&mut value).is_some()).then_some(value)
     }
 
     /// Takes `size` bytes of the budget, evicting until they are free.

@@ -36,6 +36,10 @@ impl Entry {
         self.value.len() + ENTRY_BYTES
     }
 
+    pub(super) fn into_value(self) -> Arc<[u8]> {
+        self.value
+    }
+
     pub(super) fn is_unread_codes(&self) -> bool {
         self.retain == Retain::Codes && self.served == 0
     }
