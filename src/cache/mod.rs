@@ -142,18 +142,21 @@ impl<K: Copy + Eq + Hash + Debug> Cache<K> {
     }
 
     /// The memory of a value of this length that was served whole, to make another value in: the system's cache
-    /// has what it held. `None` while few such values are here, and where the oldest is still being read, or of
-    /// another length: it leaves all the same.
+    /// has what it held. Nobody else holds it. `None` while few such values are here, and where none of the oldest
+    /// fits; one of them leaves all the same.
     #[must_use]
     pub fn reclaim(&self, len: usize) -> Option<Arc<[u8]>> {
         let spent: usize = self.shards.iter().map(|s| lock(s).bytes()[Rank::Spent as usize]).sum();
         if spent <= SPENT_BYTES {
             return None;
         }
-        let entry = self.pop(Rank::Spent)?;
+        let start = self.hand.fetch_add(1, Relaxed);
+        let mut shards = (0..self.shards.len()).map(|i| &self.shards[start.wrapping_add(i) % self.shards.len()]);
+        let fitting = shards.find_map(|shard| lock(shard).reclaim(len));
+        let fits = fitting.is_some();
+        let entry = fitting.or_else(|| self.pop(Rank::Spent))?;
         self.used.fetch_sub(entry.size(), Relaxed);
-        let mut value = entry.into_value();
-        (value.len() == len && Arc::get_mut(&mut value).is_some()).then_some(value)
+        fits.then(|| entry.into_value())
     }
 
     /// Takes `size` bytes of the budget, evicting until they are free.

@@ -155,6 +155,13 @@ impl<K: Copy + Eq + Hash + Debug> Shard<K> {
         self.lists().map(|list| list.bytes)
     }
 
+    /// The oldest entry that was served whole, where it has this length and nobody holds its value.
+    pub(super) fn reclaim(&mut self, len: usize) -> Option<Entry> {
+        let (_, oldest) = self.spent.entries.peek_lru()?;
+        let fits = oldest.value.len() == len && Arc::strong_count(&oldest.value) == 1;
+        if fits { self.spent.pop() } else { None }
+    }
+
     /// The oldest entry of a rank.
     pub(super) fn pop(&mut self, rank: Rank) -> Option<Entry> {
         match rank {
