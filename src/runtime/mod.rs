@@ -56,4 +56,4 @@ pub use error::Error;
 pub use linear::QuantizedLinear;
 pub use tensor::Tensor;
 pub use weights::Weights;
-pub(crate) use {awake::keep_awake, memory::Memory};
+pub(crate) use {awake::keep_awake, memory::Memory, mmap::map};

@@ -40,7 +40,7 @@ impl Memory {
 }
 
 /// Independent sums, so that only memory is waited for.
-fn sum(run: &[u64]) -> u64 {
+pub(crate) fn sum(run: &[u64]) -> u64 {
     let (chunks, rest) = run.as_chunks::<32>();
     let mut sums = [0u64; 32];
     for lanes in chunks {
