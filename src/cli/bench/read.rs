@@ -32,8 +32,8 @@ const BUFFER: usize = 128 << 10;
 /// A read of the check: one request of the kernel.
 const CHUNK: usize = 1 << 20;
 
-/// A layer is looked for of at least so many bytes of codes: those of 4096 x 4096 weights at 4 bits.
-const LAYER: u64 = 8 << 20;
+/// Weights of the layer that is read alone, 4096 x 4096: as many of a larger one in the middle of the view.
+const LAYER: u64 = 1 << 24;
 
 /// Reading a view through a mount: cold, warm, mapped; the first layer; being ready
 #[derive(Args, Clone, Debug)]
@@ -345,20 +345,24 @@ fn sums(file: &File) -> Result<[f64; 2], Failure> {
     Ok([rate(), rate()])
 }
 
-/// Codes of a large weight in the middle of the view's bytes, and the bytes of the source that make them.
+/// The codes of a weight in the middle of the view, at most [`LAYER`] of them, and the bytes of the source that
+/// make them.
 fn layer(plan: &Plan) -> Option<((String, u64, u64), u64)> {
     let mut parts = vec![];
     for file in &plan.files {
         let ends = file.extents.iter().skip(1).map(|e| e.start).chain([file.len]);
         for (extent, end) in file.extents.iter().zip(ends) {
-            if let Content::Part { weight, part: 0, .. } = extent.content {
-                let origin = &plan.weights[weight as usize].origin;
-                let bytes: usize = origin.pieces.iter().map(|p| p.rows * p.cols * origin.stored.size()).sum();
-                parts.push(((file.path.clone(), extent.start, end - extent.start), bytes as u64));
+            if let Content::Part { weight, part: 0 } = extent.content {
+                let planned = &plan.weights[weight as usize];
+                let (all, size) = (planned.weight.elements() as u64, planned.origin.stored.size() as u64);
+                let few = all.min(LAYER);
+                let len = (end - extent.start) * few / all.max(1);
+                parts.push((few, ((file.path.clone(), extent.start, len), few * size)));
             }
         }
     }
-    let middle = parts.len() / 2;
-    let large = parts.iter().skip(middle).chain(parts.iter().take(middle)).find(|((_, _, len), _)| *len >= LAYER);
-    large.or_else(|| parts.iter().max_by_key(|((_, _, len), _)| *len)).cloned()
+    let largest = parts.iter().map(|(few, _)| *few).max()?;
+    // Of a model with small layers the embedding may be the only large one: half as many will do.
+    let large: Vec<_> = parts.into_iter().filter(|(few, _)| *few >= largest / 2).map(|(_, found)| found).collect();
+    large.get(large.len() / 2).cloned()
 }
