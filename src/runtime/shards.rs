@@ -136,8 +136,9 @@ fn tensors(path: &Path, loading: Loading) -> Result<Vec<Tensor>, Error> {
     let io = |e| Error::io(path, e);
     let file = File::open(path).map_err(io)?;
     let len = file.metadata().map_err(io)?.len();
-    let header = safetensors::read(len, |at, buf| file.read_exact_at(buf, at).map_err(Fault::Io))
-        .map_err(|fault| fault.at(path))?;
+    let header =
+        expecting_little(&file, || safetensors::read(len, |at, buf| file.read_exact_at(buf, at).map_err(Fault::Io)));
+    let header = header.map_err(|fault| fault.at(path))?;
     let owner: Arc<dyn AsRef<[u8]> + Send + Sync> = match loading {
         Loading::Map => Arc::new(mmap::map(&file).map_err(io)?),
         Loading::Read => Arc::new(load(&file, len).map_err(io)?),
@@ -155,6 +156,21 @@ fn tensors(path: &Path, loading: Loading) -> Result<Vec<Tensor>, Error> {
         all.push(Tensor::new(info, bytes, Arc::clone(&shared)));
     }
     Ok(all)
+}
+
+/// Reads without what the kernel would read ahead: behind a header lie weights, which a mount computes.
+fn expecting_little<T>(file: &File, read: impl FnOnce() -> T) -> T {
+    #[cfg(target_os = "linux")]
+    let advise = |advice| {
+        // Where the file system takes no advice, opening is slower and nothing else.
+        let _refused = rustix::fs::fadvise(file, 0, None, advice);
+    };
+    #[cfg(target_os = "linux")]
+    advise(rustix::fs::Advice::Random);
+    let done = read();
+    #[cfg(target_os = "linux")]
+    advise(rustix::fs::Advice::Normal);
+    done
 }
 
 fn load(file: &File, len: u64) -> std::io::Result<Memory> {

