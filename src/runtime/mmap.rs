@@ -11,7 +11,7 @@ use std::{fs::File, io, ops::Range};
 use memmap2::Mmap;
 
 /// Maps a whole file, shared with every process that maps it. Reads none of it.
-pub(super) fn map(file: &File) -> io::Result<Mmap> {
+pub(crate) fn map(file: &File) -> io::Result<Mmap> {
     // SAFETY: the mapping is read-only, and its bytes are only ever copied out or read as integers and
     // floats, for which every bit pattern is a value. What remains is the contract of every mapped
     // model: nobody writes to the file while it is mapped. Mounts and finished exports keep it.

@@ -32,6 +32,8 @@ pub enum Access {
     Sequential,
     /// Nothing follows.
     Random,
+    /// As [`Detect`](Self::Detect), past the system's cache: it will not have what was read.
+    Direct,
 }
 
 /// A read belongs to a stream if it starts at most this far before or behind where the stream is:

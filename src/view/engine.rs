@@ -194,7 +194,7 @@ impl View {
     fn encode(&self, weight: u32, tile: u32, place: &Place) -> Result<Tile, Failure> {
         let engine = &*self.engine;
         let reader = self.reader();
-        let encoder = Encoder { reader, counters: &engine.counters, shelf: &engine.shelf };
+        let encoder = Encoder { reader, counters: &engine.counters, shelf: &engine.shelf, cache: &engine.cache };
         let made = encoder.tile(&self.plan.weights[weight as usize], tile);
         match &made {
             Ok(parts) => engine.keep(self.key(weight, tile), parts),
