@@ -461,9 +461,9 @@ fn hints_are_given_by_workers() {
     let view = View::new(Arc::new(plan), Arc::clone(&source) as Arc<dyn Source>, engine);
     let (tell, told) = channel();
     let its = Arc::clone(&view);
-    // Bytes that are known: all of this is done on the thread that asks.
+    // Past the header: who reads no further has not begun with what follows.
     thread::spawn(move || {
-        its.read_then(0, 0, 32, Access::Sequential, Box::new(|_| ()));
+        its.read_then(0, 0, 80, Access::Sequential, Box::new(|_| ()));
         tell.send(()).unwrap();
     });
     let asked = told.recv_timeout(Duration::from_secs(5));
