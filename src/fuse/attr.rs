@@ -6,8 +6,9 @@ use fuser::{FileAttr, FileType, INodeNo};
 
 use super::{inode::Inode, mount::Access};
 
-/// What `cp` and `cat` take as the best size of a read: one request of the kernel.
-const BLOCK_LEN: u32 = 1 << 20;
+/// What programs that buffer read at least: those that look at a header should not have megabytes made for it. Who
+/// reads a lot takes larger steps by itself, and the kernel reads ahead.
+const BLOCK_LEN: u32 = 4096;
 
 /// Size of the blocks that `stat` counts, whatever the block size is.
 const STAT_BLOCK: u64 = 512;

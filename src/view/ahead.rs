@@ -45,6 +45,8 @@ const STREAMS: usize = 16;
 const FILES: usize = 256;
 /// Where a window starts; it doubles with every read that follows.
 const FIRST_WINDOW: u64 = 1 << 20;
+/// So many times what a stream took is made ahead of it at most: many readers look at the start of a file only.
+const TRUST: u64 = 4;
 /// Work of one call: a reader pays for a short look only, the next one continues.
 const STEP: u64 = 8 << 20;
 
@@ -61,6 +63,8 @@ struct Files {
 struct Stream {
     progress: Arc<Progress>,
     window: u64,
+    /// Bytes that its reads took.
+    taken: u64,
     /// Codes thrown out unread when this stream last looked.
     unread: u64,
     last: u64,
@@ -92,7 +96,7 @@ impl Ahead {
         let Some(stream) =
             streams.iter_mut().filter(near).min_by_key(|s| s.progress.read.load(Relaxed).abs_diff(read.start))
         else {
-            let stream = Stream::new(read.end, unread, clock);
+            let stream = Stream::new(read, access, unread, clock);
             let order = (access == Access::Sequential).then(|| stream.order(limit));
             admit(streams, stream);
             return order;
@@ -127,15 +131,17 @@ fn admit(streams: &mut Vec<Stream>, stream: Stream) {
 }
 
 impl Stream {
-    fn new(at: u64, unread: u64, clock: u64) -> Self {
-        let progress = Arc::new(Progress { read: AtomicU64::new(at), made: AtomicU64::new(at) });
-        Self { progress, window: FIRST_WINDOW, unread, last: clock }
+    fn new(read: &Range<u64>, access: Access, unread: u64, clock: u64) -> Self {
+        let progress = Arc::new(Progress { read: AtomicU64::new(read.end), made: AtomicU64::new(read.end) });
+        let taken = if access == Access::Sequential { FIRST_WINDOW } else { read.end - read.start };
+        Self { progress, window: FIRST_WINDOW, taken, unread, last: clock }
     }
 
     fn follow(&mut self, read: &Range<u64>, limit: u64, unread: u64, clock: u64) {
         self.progress.read.fetch_max(read.end, Relaxed);
         self.progress.made.fetch_max(read.end, Relaxed);
         self.last = clock;
+        self.taken = self.taken.saturating_add(read.end - read.start);
         self.window = if unread > self.unread { self.window / 2 } else { self.window * 2 };
         self.window = self.window.max(FIRST_WINDOW).min(limit);
         self.unread = unread;
@@ -143,7 +149,8 @@ impl Stream {
 
     fn order(&self, limit: u64) -> Order {
         let made = self.progress.made.load(Relaxed);
-        let end = self.progress.read.load(Relaxed).saturating_add(self.window.min(limit));
+        let window = self.window.min(limit).min(self.taken.saturating_mul(TRUST));
+        let end = self.progress.read.load(Relaxed).saturating_add(window);
         Order { progress: Arc::clone(&self.progress), range: made..end.min(made + STEP) }
     }
 }
@@ -222,6 +229,18 @@ mod tests {
         let shrunk: Vec<u64> = (1..8).map(|i| note(&ahead, (9 + i) * 1000, i) >> 20).collect();
         assert_eq!(shrunk, [32, 16, 8, 4, 2, 1, 1]);
         assert_eq!(note(&ahead, 5000, 8), 0, "a read behind the stream");
+    }
+
+    #[test]
+    fn who_takes_little_gets_little_ahead() {
+        let ahead = Ahead::default();
+        let order =
+            |range: Range<u64>| ahead.note(0, &range, Access::Detect, LIMIT, 0).map(|o| o.range.end - range.end);
+        let kib = |n: u64| n << 10;
+        assert_eq!(order(0..kib(16)), None);
+        assert_eq!(order(kib(16)..kib(48)), Some(kib(4 * 48)));
+        assert_eq!(order(kib(48)..kib(560)), Some(kib(4 * 560)));
+        assert_eq!(ahead.note(1, &(0..10), Access::Sequential, LIMIT, 0).map(|o| o.range), Some(10..10 + FIRST_WINDOW));
     }
 
     #[test]
