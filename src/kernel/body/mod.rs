@@ -16,6 +16,7 @@ pub(super) mod cast;
 pub(super) mod dot;
 pub(super) mod exponent;
 pub(super) mod finite;
+pub(super) mod fixed;
 pub(super) mod microscaling;
 pub(super) mod multiply;
 pub(super) mod pack;

@@ -5,8 +5,10 @@
 
 mod avx2;
 mod avx512;
+mod encode;
 mod maddubs;
 mod map;
+mod registers;
 mod rows;
 mod rows256;
 mod sixteen;
