@@ -14,6 +14,10 @@ const TABLE: Kernels = Kernels {
         // SAFETY: the table is reached only through `x86::available`, which detected the features.
         unsafe { encode::avx512::quantize(job, src, [codes, scales, biases], BODIES.quantize_affine) }
     },
+    quantize_micro: |job, src, codes, scales| {
+        // SAFETY: as above.
+        unsafe { encode::micro::quantize(job, src, [codes, scales], BODIES.quantize_micro) }
+    },
     spread: |bits, src, out| {
         if is_x86_feature_detected!("avx512vbmi") {
             // SAFETY: the table is reached only through `x86::available`, which detected the other features.

@@ -6,6 +6,7 @@
 
 pub(super) mod avx2;
 pub(super) mod avx512;
+pub(super) mod micro;
 
 /// The upper halves of dwords.
 const UPPER: i32 = 0xffff_0000u32.cast_signed();
@@ -39,11 +40,11 @@ use by_shape;
 
 /// The first `bits` bytes of each eight, moved together in each sixteen.
 const fn bytes_of_quarters(bits: u32) -> [u8; 64] {
-    let (mut places, bits) = ([0; 64], bits as usize);
+    let mut places = [0; 64];
     let mut i = 0;
     while i < 64 {
         let at = i % 16;
-        places[i] = if at < bits { at } else { 8 + at % bits } as u8;
+        places[i as usize] = if at < bits { at } else { 8 + at % bits }.to_le_bytes()[0];
         i += 1;
     }
     places
