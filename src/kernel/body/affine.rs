@@ -86,9 +86,9 @@ fn largest(float: Float) -> f32 {
 }
 
 /// Minimum and maximum, NaN passed over. The sign of a zero is that of any zero in the group, and
-/// nothing after depends on it.
+/// nothing after depends on it. What is left of whole sixteens is not looked at.
 #[inline(always)]
-fn extrema(group: &[f32], lowest: f32, highest: f32) -> (f32, f32) {
+pub(super) fn extrema(group: &[f32], lowest: f32, highest: f32) -> (f32, f32) {
     let (mut low, mut high) = ([lowest; LANES], [highest; LANES]);
     for lanes in group.as_chunks::<LANES>().0 {
         for i in 0..LANES {
@@ -182,7 +182,7 @@ fn half_to_even(x: f32) -> u32 {
 
 /// The same with halves rounded up.
 #[inline(always)]
-fn half_up(x: f32) -> u32 {
+pub(super) fn half_up(x: f32) -> u32 {
     let even = x + ROUNDER;
     even.to_bits() + u32::from(x - (even - ROUNDER) == 0.5)
 }

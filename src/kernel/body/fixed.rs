@@ -12,8 +12,8 @@
 //! not near a tie then, and all rules for ties agree. Where any bit of [`FRACTION`] but the last two is
 //! set, the code is therefore sure; elsewhere the element is divided.
 //!
-//! Always: n and a are at most `2^bits` (see [`Steps::of`]), so that nothing leaves its field; a whole
-//! number above the highest code stands for the highest.
+//! Always: n and a are at most `2^bits` (see [`Steps::of`]) and a at least -1/2, so that nothing leaves its
+//! field; a whole number above the highest code stands for the highest.
 
 use crate::{
     kernel::{Affine, QuantizeAffine},

@@ -12,6 +12,7 @@
 
 pub(super) mod affine;
 pub(super) mod attention;
+pub(super) mod blocks;
 pub(super) mod cast;
 pub(super) mod dot;
 pub(super) mod exponent;

@@ -1,4 +1,4 @@
-//! The bodies with AVX2, but for panels and sums by `maddubs`. `fma` is left out on purpose: nothing may contract.
+//! The bodies with AVX2, but for affine codes, and panels and sums by `maddubs`. `fma` is left out on purpose: nothing may contract.
 
 use super::{encode, maddubs, rows256, sixteen::Avx2, spread, tile256};
 

@@ -1,5 +1,5 @@
-//! The bodies with AVX-512, on 512-bit registers where the compiler chooses them, but for panels and
-//! their sums; and the same with VNNI.
+//! The bodies with AVX-512, on 512-bit registers where the compiler chooses them, but for codes of two-byte
+//! floats, and panels and their sums; and the same with VNNI.
 
 use crate::kernel::Isa;
 

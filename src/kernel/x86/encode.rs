@@ -1,4 +1,4 @@
-//! Affine codes by vectors: sixteen groups at a time, each of whole registers.
+//! Codes by vectors: affine ones, sixteen groups at a time, each of whole registers; and small floats ([`micro`]).
 //!
 //! Always: the bytes of `body::affine::quantize`. The two bytes of an element are enough to find extremes;
 //! scales and biases are the body's own, for sixteen groups together; codes come from fixed-point sums

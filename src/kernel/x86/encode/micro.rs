@@ -98,7 +98,9 @@ fn sixteens<const N: usize>(
     body: QuantizeMicro,
     code: impl Fn(&[Line; LINES], &Largest<N>, &Scales<N>, &mut [u8]),
 ) {
-    let (blocks, rest) = src.as_chunks::<64>().0.as_chunks::<LINES>();
+    let blocks = src.as_chunks::<64>().0.as_chunks::<LINES>().0;
+    // It may end with half a line.
+    let rest = &src[blocks.as_flattened().as_flattened().len()..];
     let per_block = LINES * 4 * job.code.bits() as usize;
     let (codes, last_codes) = codes.split_at_mut(blocks.len() * per_block);
     let (scales, last_scales) = scales.split_at_mut(blocks.len() * N);
@@ -114,7 +116,7 @@ fn sixteens<const N: usize>(
             body(job, lines.as_flattened(), codes, scales);
         }
     }
-    body(job, rest.as_flattened(), last_codes, last_scales);
+    body(job, rest, last_codes, last_scales);
 }
 
 /// The largest magnitude of each line, or of each half of a line; whether patterns tell all codes.
