@@ -146,6 +146,27 @@ pub struct Micro {
     pub rule: ScaleRule,
 }
 
+/// A quantization of a row to blocks with zero points: `w = (code - zero) * scale`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Blocks {
+    /// Bits of a code: 2, 4 or 8.
+    pub bits: u32,
+    /// Elements of a block; the last one of a row may have fewer.
+    pub block: usize,
+    /// Whether zero points are fixed at the middle.
+    pub symmetric: bool,
+    /// Whether scales are rounded to f16 before they divide.
+    pub rounded: bool,
+}
+
+impl Blocks {
+    /// Bytes of the codes of a block.
+    #[must_use]
+    pub const fn bytes(&self) -> usize {
+        self.block.div_ceil(8 / self.bits as usize)
+    }
+}
+
 /// A cast of elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Cast {
@@ -181,6 +202,8 @@ type QuantizeAffine = fn(&Affine, &[u8], &mut [u8], &mut [u8], &mut [u8]);
 type DequantizeAffine = fn(&Affine, &[u8], &[u8], &[u8], &mut [f32]);
 type QuantizeMicro = fn(&Micro, &[u8], &mut [u8], &mut [u8]);
 type DequantizeMicro = fn(&Micro, &[u8], &[u8], &mut [f32]);
+type QuantizeSymmetric = fn(&[f32], &mut [u8]) -> f32;
+type QuantizeBlocks = fn(&Blocks, &[f32], &mut [u8], &mut [f32], &mut [u8]);
 type CastRun = fn(&Cast, &[u8], &mut [u8]);
 type Count = fn(Float, &[u8]) -> usize;
 type MultiplyDense = fn(&Dense, &[f32], &[f32], &mut [f32]);
@@ -203,6 +226,8 @@ pub struct Kernels {
     dequantize_affine: DequantizeAffine,
     quantize_micro: QuantizeMicro,
     dequantize_micro: DequantizeMicro,
+    quantize_symmetric: QuantizeSymmetric,
+    quantize_blocks: QuantizeBlocks,
     cast: CastRun,
     not_finite: Count,
     dense: MultiplyDense,
@@ -261,6 +286,28 @@ impl Kernels {
     pub fn dequantize_micro(&self, job: &Micro, codes: &[u8], scales: &[u8], out: &mut [f32]) {
         check_micro(job, out.len(), codes.len(), scales.len());
         (self.dequantize_micro)(job, codes, scales, out);
+    }
+
+    /// Codes of -127..=127, in two's complement, of values that share a scale, which is the answer: the
+    /// largest magnitude by 127, NaN passed over. NaN has code 0.
+    ///
+    /// # Panics
+    /// If there are not as many codes as values.
+    #[must_use]
+    pub fn quantize_symmetric(&self, values: &[f32], codes: &mut [u8]) -> f32 {
+        assert_eq!(values.len(), codes.len(), "as many codes as values");
+        (self.quantize_symmetric)(values, codes)
+    }
+
+    /// Quantizes the blocks of a row: packed codes, a scale and a zero point each.
+    ///
+    /// # Panics
+    /// If the bits are not 2, 4 or 8, the block is empty, or the lengths do not fit together.
+    pub fn quantize_blocks(&self, job: &Blocks, row: &[f32], codes: &mut [u8], scales: &mut [f32], zeros: &mut [u8]) {
+        assert!(matches!(job.bits, 2 | 4 | 8) && job.block > 0, "no such blocks: {job:?}");
+        let blocks = row.len().div_ceil(job.block);
+        assert_eq!((codes.len(), scales.len(), zeros.len()), (blocks * job.bytes(), blocks, blocks), "{job:?}");
+        (self.quantize_blocks)(job, row, codes, scales, zeros);
     }
 
     /// Casts a run of elements.

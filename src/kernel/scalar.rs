@@ -13,6 +13,8 @@ pub(super) static KERNELS: Kernels = Kernels {
     },
     quantize_micro: |job, src, codes, scales| body::microscaling::quantize(job, src, codes, scales),
     dequantize_micro: |job, codes, scales, out| body::microscaling::dequantize(Plain, job, codes, scales, out),
+    quantize_symmetric: |values, codes| body::blocks::symmetric(values, codes),
+    quantize_blocks: |job, row, codes, scales, zeros| body::blocks::quantize(job, row, codes, scales, zeros),
     cast: |job, src, out| body::cast::cast(job, src, out),
     not_finite: |float, src| body::finite::not_finite(float, src),
     dense: |job, a, b, c| body::attention::dense(job, a, b, c),

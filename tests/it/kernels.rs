@@ -1,7 +1,7 @@
 //! Every table of kernels against the scalar one, bit for bit: sizes, alignments, special values.
 
 use quantfs::{
-    kernel::{Affine, Cast, Flavour, Isa, Kernels, Micro, MicroCode, ScaleRule, available, kernels},
+    kernel::{Affine, Blocks, Cast, Flavour, Isa, Kernels, Micro, MicroCode, ScaleRule, available, kernels},
     tensor::Float,
 };
 
@@ -25,25 +25,33 @@ impl Random {
     }
 }
 
-/// One value of a group: raw bits, weights of a common size, ties, or special values.
+/// Kinds of values from here on are finite.
+const FINITE: u64 = 2;
+
+/// One value of a group: raw bits, special values, ties, weights of a common size, or such far from zero.
 fn value(random: &mut Random, kind: u64, scale: f32) -> f32 {
     let unit = (random.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0;
     let special = [0.0, -0.0, f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, 1e-45, -1e-40, 65504.0];
     match kind {
         0 => f32::from_bits((random.next() >> 32) as u32),
-        1 => (unit * 16.0).round() / 4.0,
-        2 if random.below(16) == 0 => special[random.index(10)],
+        1 if random.below(16) == 0 => special[random.index(10)],
+        2 => (unit * 16.0).round() / 4.0,
         3 => scale,
         4 => -unit.abs() * scale,
+        5 => (unit * 64.0).round() * scale,
+        6 => (unit + 9.0) * scale,
+        7 => 0.0,
         _ => unit * scale,
     }
 }
 
-/// So many elements, of another kind in each run of 32; `start` bytes of padding before them.
+/// So many elements, of another kind in each run of 32; `start` bytes of padding before them. Every second
+/// time all are finite: kernels take another way where one is not.
 fn elements(random: &mut Random, float: Float, count: usize, start: usize) -> Vec<u8> {
     let mut wide = vec![];
+    let first = random.below(2) * FINITE;
     for _ in 0..count.div_ceil(32) {
-        let (kind, scale) = (random.below(8), 2f32.powi(i32::try_from(random.below(250)).unwrap() - 140));
+        let (kind, scale) = (first + random.below(10), 2f32.powi(i32::try_from(random.below(250)).unwrap() - 140));
         let scale = if random.below(2) == 0 { 0.02 } else { scale };
         (0..32).for_each(|_| wide.extend(value(random, kind, scale).to_le_bytes()));
     }
@@ -147,6 +155,75 @@ fn microscaling_is_the_same_from_every_table() {
                     store(&values, out);
                 });
             }
+        }
+    }
+}
+
+/// Groups of 32 that begin with the largest magnitude, and all bf16 of up to 20 powers of two below it.
+fn below(largest: u16) -> Vec<u8> {
+    let rest: Vec<u16> =
+        (largest.saturating_sub(20 << 7)..=largest).chain(0..4).flat_map(|bits| [bits, bits | 0x8000]).collect();
+    let groups = rest.chunks_exact(31).map(|rest| [&[largest], rest].concat());
+    groups.flatten().flat_map(u16::to_le_bytes).collect()
+}
+
+#[test]
+fn every_bf16_is_the_same_beside_every_power() {
+    let powers = (0..255u16).map(|power| power << 7 | ((power * 37) & 0x7f));
+    for largest in powers.chain([1, 0x7f, 0x80, 0x7f7f, 0x4d7f, 0x4d80, 0xd7f, 0xd80]) {
+        let src = below(largest);
+        let count = src.len() / 2;
+        let flavour = FLAVOURS[usize::from(largest & 1)];
+        for (code, rule) in [MicroCode::Mxfp4, MicroCode::Mxfp8, MicroCode::Nvfp4]
+            .into_iter()
+            .flat_map(|code| [ScaleRule::Up, ScaleRule::Nearest].map(|rule| (code, rule)))
+        {
+            for (flavour, computed) in [(flavour, Float::Bf16), (Flavour::Cpu, Float::F32)] {
+                let job = Micro { code, float: Float::Bf16, computed, flavour, rule };
+                let packed = count / 8 * code.bits() as usize;
+                let what = format!("{job:?} below {largest:04x}");
+                differential(&what, packed + count / code.group_size(), 0, |k, out| {
+                    let (codes, scales) = out.split_at_mut(packed);
+                    k.quantize_micro(&job, &src, codes, scales);
+                });
+            }
+        }
+        for bits in [2, 3, 4, 5, 6, 8] {
+            let job = Affine { bits, group: 32, float: Float::Bf16, stored: Float::Bf16, flavour };
+            let (packed, params) = (count / 8 * bits as usize, count / 32 * 2);
+            differential(&format!("{job:?} below {largest:04x}"), packed + 2 * params, 0, |k, out| {
+                let (codes, rest) = out.split_at_mut(packed);
+                let (scales, biases) = rest.split_at_mut(params);
+                k.quantize_affine(&job, &src, codes, scales, biases);
+            });
+        }
+    }
+}
+
+#[test]
+fn symmetric_codes_and_blocks_are_the_same_from_every_table() {
+    let mut random = Random(4);
+    for (i, count) in (0..200).chain([255, 256, 257, 2048, 5001]).enumerate() {
+        let values: Vec<f32> = elements(&mut random, Float::F32, count, 0)
+            .chunks(4)
+            .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+            .collect();
+        differential(&format!("symmetric codes of {count}"), count + 4, 0, |k, out| {
+            let (codes, scale) = out.split_at_mut(count);
+            let found = k.quantize_symmetric(&values, codes);
+            scale.copy_from_slice(&if found.is_nan() { f32::NAN } else { found }.to_le_bytes());
+        });
+        for (bits, block) in [2, 4, 8].into_iter().flat_map(|bits| [16, 32, 64, 256, count.max(1)].map(|b| (bits, b))) {
+            let job = Blocks { bits, block, symmetric: i % 2 == 0, rounded: i % 3 == 0 };
+            let blocks = count.div_ceil(block);
+            let packed = blocks * job.bytes();
+            differential(&format!("{job:?} of {count}"), packed + 5 * blocks, 0, |k, out| {
+                let (codes, rest) = out.split_at_mut(packed);
+                let (zeros, scales) = rest.split_at_mut(blocks);
+                let mut found = vec![0.0; blocks];
+                k.quantize_blocks(&job, &values, codes, &mut found, zeros);
+                store(&found, scales);
+            });
         }
     }
 }

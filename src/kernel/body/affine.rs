@@ -26,10 +26,11 @@ const GROUPS: usize = BLOCK / 32;
 /// Smallest scale of a group, from the reference.
 const EPSILON: f32 = 1e-7;
 
-/// A scale and a bias for every group of a block.
-struct Fits {
-    scale: [f32; GROUPS],
-    bias: [f32; GROUPS],
+/// A scale and a bias for every group of so many.
+#[repr(C, align(64))]
+pub(in crate::kernel) struct Fits<const N: usize> {
+    pub(in crate::kernel) scale: [f32; N],
+    pub(in crate::kernel) bias: [f32; N],
 }
 
 #[inline(always)]
@@ -59,14 +60,20 @@ pub(in crate::kernel) fn quantize(job: &Affine, src: &[u8], codes: &mut [u8], sc
 
 /// Leaves each group's maximum in `scale` and its minimum in `bias`.
 #[inline(always)]
-fn extrema_of_groups(job: &Affine, values: &[f32], fits: &mut Fits) {
-    let (lowest, highest) = match job.flavour {
+fn extrema_of_groups(job: &Affine, values: &[f32], fits: &mut Fits<GROUPS>) {
+    let (lowest, highest) = start(job);
+    for ((group, min), max) in values.chunks_exact(job.group).zip(&mut fits.bias).zip(&mut fits.scale) {
+        (*min, *max) = extrema(group, lowest, highest);
+    }
+}
+
+/// What minimum and maximum start from.
+#[inline(always)]
+pub(in crate::kernel) fn start(job: &Affine) -> (f32, f32) {
+    match job.flavour {
         Flavour::Cpu => (f32::INFINITY, f32::NEG_INFINITY),
         // The kernel starts from 0 and from the largest finite value of the dtype that it is given.
         Flavour::Metal => (largest(job.stored), 0.0),
-    };
-    for ((group, min), max) in values.chunks_exact(job.group).zip(&mut fits.bias).zip(&mut fits.scale) {
-        (*min, *max) = extrema(group, lowest, highest);
     }
 }
 
@@ -79,9 +86,9 @@ fn largest(float: Float) -> f32 {
 }
 
 /// Minimum and maximum, NaN passed over. The sign of a zero is that of any zero in the group, and
-/// nothing after depends on it.
+/// nothing after depends on it. What is left of whole sixteens is not looked at.
 #[inline(always)]
-fn extrema(group: &[f32], lowest: f32, highest: f32) -> (f32, f32) {
+pub(super) fn extrema(group: &[f32], lowest: f32, highest: f32) -> (f32, f32) {
     let (mut low, mut high) = ([lowest; LANES], [highest; LANES]);
     for lanes in group.as_chunks::<LANES>().0 {
         for i in 0..LANES {
@@ -102,7 +109,7 @@ fn extrema(group: &[f32], lowest: f32, highest: f32) -> (f32, f32) {
 
 /// Maximum and minimum become scale and bias.
 #[inline(always)]
-fn fit(job: &Affine, fits: &mut Fits) {
+pub(in crate::kernel) fn fit<const N: usize>(job: &Affine, fits: &mut Fits<N>) {
     match job.flavour {
         Flavour::Cpu => fit_by(job.bits, fits, nearest_even),
         Flavour::Metal => fit_by(job.bits, fits, nearest_away),
@@ -110,7 +117,7 @@ fn fit(job: &Affine, fits: &mut Fits) {
 }
 
 #[inline(always)]
-fn fit_by(bits: u32, fits: &mut Fits, round: impl Fn(f32) -> f32) {
+fn fit_by<const N: usize>(bits: u32, fits: &mut Fits<N>, round: impl Fn(f32) -> f32) {
     let steps = highest_code(bits);
     for (scale, bias) in fits.scale.iter_mut().zip(&mut fits.bias) {
         let (max, min) = (*scale, *bias);
@@ -153,7 +160,7 @@ fn nearest_away(x: f32) -> f32 {
 
 /// The codes of a block, one a byte: `round((w - bias) / scale)` held to 0..=2^bits-1, NaN as 0.
 #[inline(always)]
-fn code(job: &Affine, values: &[f32], fits: &Fits, coded: &mut [u8], round: impl Fn(f32) -> u32) {
+fn code(job: &Affine, values: &[f32], fits: &Fits<GROUPS>, coded: &mut [u8], round: impl Fn(f32) -> u32) {
     let top = highest_code(job.bits);
     let groups = values.chunks_exact(job.group).zip(coded.chunks_exact_mut(job.group));
     for ((group, coded), (&scale, &bias)) in groups.zip(fits.scale.iter().zip(&fits.bias)) {
@@ -175,7 +182,7 @@ fn half_to_even(x: f32) -> u32 {
 
 /// The same with halves rounded up.
 #[inline(always)]
-fn half_up(x: f32) -> u32 {
+pub(super) fn half_up(x: f32) -> u32 {
     let even = x + ROUNDER;
     even.to_bits() + u32::from(x - (even - ROUNDER) == 0.5)
 }
@@ -213,7 +220,7 @@ fn decode<S: Sixteen>(
     lanes: S,
     job: &Affine,
     coded: &[u8],
-    fits: &Fits,
+    fits: &Fits<GROUPS>,
     values: &mut [f32],
     round: impl Fn(f32) -> f32,
 ) {

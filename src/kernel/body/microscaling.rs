@@ -34,12 +34,13 @@ const GROUPS: usize = BLOCK / 16;
 const INFINITE: u32 = 0x7f80_0000;
 /// 2^28: with nvfp4's largest scale, 448, elements below it stay below 2^20, where f32 still tells
 /// their distances to the table apart.
-const SEARCHABLE: u32 = (127 + 28) << 23;
+pub(in crate::kernel) const SEARCHABLE: u32 = (127 + 28) << 23;
 
 /// What a group's elements are divided by (CPU) or multiplied by (Metal), and its stored byte.
-struct Scales {
-    factor: [f32; GROUPS],
-    byte: [u8; GROUPS],
+#[repr(C, align(64))]
+pub(in crate::kernel) struct Scales<const N: usize> {
+    pub(in crate::kernel) factor: [f32; N],
+    pub(in crate::kernel) byte: [u8; N],
 }
 
 #[inline(always)]
@@ -108,8 +109,8 @@ fn unusual_from(job: &Micro) -> u32 {
 
 /// The largest magnitudes become scales.
 #[inline(always)]
-fn scale(job: &Micro, largest: &[f32; GROUPS], found: &mut Scales) {
-    let mut wanted = [0f32; GROUPS];
+pub(in crate::kernel) fn scale<const N: usize>(job: &Micro, largest: &[f32; N], found: &mut Scales<N>) {
+    let mut wanted = [0f32; N];
     let top = job.code.largest();
     for (x, largest) in wanted.iter_mut().zip(largest) {
         *x = largest / top;
@@ -134,7 +135,7 @@ fn scale(job: &Micro, largest: &[f32; GROUPS], found: &mut Scales) {
 
 /// A scale of zero becomes a factor under which every element gets code 0.
 #[inline(always)]
-fn nv_scales(wanted: &[f32; GROUPS], found: &mut Scales, factor: impl Fn(f32) -> f32) {
+fn nv_scales<const N: usize>(wanted: &[f32; N], found: &mut Scales<N>, factor: impl Fn(f32) -> f32) {
     for ((x, byte), out) in wanted.iter().zip(&mut found.byte).zip(&mut found.factor) {
         *byte = e4m3_from_f32(*x);
         *out = factor(e4m3_to_f32(*byte));
@@ -143,7 +144,7 @@ fn nv_scales(wanted: &[f32; GROUPS], found: &mut Scales, factor: impl Fn(f32) ->
 
 /// No clamp: the byte of an exponent below -127 wraps, as the reference's cast does on x86.
 #[inline(always)]
-fn mx_scales_cpu(wanted: &[f32; GROUPS], found: &mut Scales, exponent: impl Fn(f32) -> i32) {
+fn mx_scales_cpu<const N: usize>(wanted: &[f32; N], found: &mut Scales<N>, exponent: impl Fn(f32) -> i32) {
     for ((x, byte), factor) in wanted.iter().zip(&mut found.byte).zip(&mut found.factor) {
         let e = if *x > 0.0 && *x < f32::INFINITY { exponent(*x) } else { 0 };
         *byte = ((e + 127) & 0xff) as u8;
@@ -152,7 +153,7 @@ fn mx_scales_cpu(wanted: &[f32; GROUPS], found: &mut Scales, exponent: impl Fn(f
 }
 
 #[inline(always)]
-fn mx_scales_metal(wanted: &[f32; GROUPS], found: &mut Scales, exponent: impl Fn(f32) -> i32) {
+fn mx_scales_metal<const N: usize>(wanted: &[f32; N], found: &mut Scales<N>, exponent: impl Fn(f32) -> i32) {
     for ((x, byte), factor) in wanted.iter().zip(&mut found.byte).zip(&mut found.factor) {
         let e = if *x > 0.0 { exponent(*x).clamp(-127, 127) } else { -127 };
         *byte = ((e + 127) & 0xff) as u8;
@@ -179,7 +180,7 @@ fn code(job: &Micro, values: &[f32], factors: &[f32; GROUPS], coded: &mut [u8]) 
 }
 
 /// Thresholds for a quotient that the reference rounds to the weight's dtype first.
-fn thresholds_before(float: Float) -> [f32; 7] {
+pub(in crate::kernel) fn thresholds_before(float: Float) -> [f32; 7] {
     match float {
         Float::Bf16 => before_rounding(TIES_DOWN, 8),
         Float::F16 => before_rounding(TIES_DOWN, 11),

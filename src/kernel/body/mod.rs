@@ -12,10 +12,12 @@
 
 pub(super) mod affine;
 pub(super) mod attention;
+pub(super) mod blocks;
 pub(super) mod cast;
 pub(super) mod dot;
 pub(super) mod exponent;
 pub(super) mod finite;
+pub(super) mod fixed;
 pub(super) mod microscaling;
 pub(super) mod multiply;
 pub(super) mod pack;

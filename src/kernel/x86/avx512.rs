@@ -1,15 +1,24 @@
-//! The bodies with AVX-512, on 512-bit registers where the compiler chooses them, but for the products of
-//! quantized inputs and codes that cross bytes, which are written by hand; and the same with VNNI.
+//! The bodies with AVX-512, on 512-bit registers where the compiler chooses them, but for codes of two-byte
+//! floats, the products of quantized inputs and codes that cross bytes, which are written by hand; and the same
+//! with VNNI.
 
 use crate::kernel::Isa;
 
-use super::{maddubs, rows, rows256, sixteen::Avx512, spread, tile, vnni};
+use super::{encode, maddubs, rows, rows256, sixteen::Avx512, spread, tile, vnni};
 
 super::instances!(Isa::Avx512, "avx512f,avx512bw,avx512dq,avx512vl", Avx512, 4 x 4);
 
 /// Private to `x86`, which hands it out where the features were detected.
 #[expect(unsafe_code, reason = "calls from undetected to detected code")]
 const TABLE: Kernels = Kernels {
+    quantize_affine: |job, src, codes, scales, biases| {
+        // SAFETY: the table is reached only through `x86::available`, which detected the features.
+        unsafe { encode::avx512::quantize(job, src, [codes, scales, biases], BODIES.quantize_affine) }
+    },
+    quantize_micro: |job, src, codes, scales| {
+        // SAFETY: as above.
+        unsafe { encode::micro::quantize(job, src, [codes, scales], BODIES.quantize_micro) }
+    },
     spread: |bits, src, distance, out| {
         if is_x86_feature_detected!("avx512vbmi") {
             // SAFETY: the table is reached only through `x86::available`, which detected the other features.

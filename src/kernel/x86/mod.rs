@@ -5,8 +5,10 @@
 
 mod avx2;
 mod avx512;
+mod encode;
 mod maddubs;
 mod map;
+mod registers;
 mod rows;
 mod rows256;
 mod sixteen;
@@ -23,7 +25,7 @@ use super::{Ahead, Kernels};
 macro_rules! instances {
     ($isa:expr, $features:literal, $sixteen:ident, $rows:literal x $inputs:literal) => {
         use crate::{
-            kernel::{Affine, Cast, Dense, Inputs, Kernels, Micro, Panel, Product, Rows, Stored, Tiling, body},
+            kernel::{Affine, Blocks, Cast, Dense, Inputs, Kernels, Micro, Panel, Product, Rows, Stored, Tiling, body},
             tensor::Float,
         };
 
@@ -45,6 +47,16 @@ macro_rules! instances {
         #[target_feature(enable = $features)]
         fn dequantize_micro(job: &Micro, codes: &[u8], scales: &[u8], out: &mut [f32]) {
             body::microscaling::dequantize($sixteen::new(), job, codes, scales, out);
+        }
+
+        #[target_feature(enable = $features)]
+        fn quantize_symmetric(values: &[f32], codes: &mut [u8]) -> f32 {
+            body::blocks::symmetric(values, codes)
+        }
+
+        #[target_feature(enable = $features)]
+        fn quantize_blocks(job: &Blocks, row: &[f32], codes: &mut [u8], scales: &mut [f32], zeros: &mut [u8]) {
+            body::blocks::quantize(job, row, codes, scales, zeros);
         }
 
         #[target_feature(enable = $features)]
@@ -131,6 +143,14 @@ macro_rules! instances {
             dequantize_micro: |job, codes, scales, out| {
                 // SAFETY: as above.
                 unsafe { dequantize_micro(job, codes, scales, out) }
+            },
+            quantize_symmetric: |values, codes| {
+                // SAFETY: as above.
+                unsafe { quantize_symmetric(values, codes) }
+            },
+            quantize_blocks: |job, row, codes, scales, zeros| {
+                // SAFETY: as above.
+                unsafe { quantize_blocks(job, row, codes, scales, zeros) }
             },
             cast: |job, src, out| {
                 // SAFETY: as above.

@@ -20,11 +20,8 @@
 use std::sync::Arc;
 
 use crate::{
-    kernel::Zero,
-    num::{
-        codes::{pack, unpack},
-        f16_from_f32, f16_to_f32,
-    },
+    kernel::{self, Zero, kernels},
+    num::codes::{pack, unpack},
     quant::{
         Axis, Banding, Content, Facts, Module, Part, Recognized, Scheme, Unsupported, Weight,
         operator::{Blocks, Bytes, Form, Operator},
@@ -102,59 +99,6 @@ impl MatMulNBits {
         let block = if let Block::Of(n) = self.block { n } else { cols };
         (block, cols.div_ceil(block.max(1)), self.bytes(block))
     }
-
-    /// Codes, scales and zero points of one row.
-    fn encode_row(&self, float: Float, row: &[f32], codes: &mut [u8], scales: &mut [f32], zeros: &mut [u8]) {
-        let (block, _, bytes) = self.layout(row.len());
-        let mut unpacked = vec![0; block];
-        let pieces = row.chunks(block).zip(codes.chunks_exact_mut(bytes));
-        for (((piece, packed), scale), zero) in pieces.zip(scales).zip(zeros) {
-            (*scale, *zero) = self.parameters(float, piece);
-            self.codes(piece, *scale, *zero, &mut unpacked[..piece.len()]);
-            unpacked[piece.len()..].fill(0);
-            pack(self.bits, &unpacked, packed);
-        }
-    }
-
-    /// Scale and zero point of a block: the extremes are strict comparisons from left to right, so
-    /// that NaN is left out and the sign of a zero is the first one's.
-    fn parameters(&self, float: Float, block: &[f32]) -> (f32, u8) {
-        let (mut least, mut most) = (f32::MAX, f32::MIN);
-        for &w in block {
-            least = if w < least { w } else { least };
-            most = if w > most { w } else { most };
-        }
-        let rounded = |s: f32| if float == Float::F16 { f16_to_f32(f16_from_f32(s)) } else { s };
-        if self.symmetric {
-            let farthest = if most.abs() > least.abs() { most } else { least };
-            return (rounded(farthest / -f32::from(self.middle())), self.middle());
-        }
-        let largest = f32::from(u8::MAX >> (8 - self.bits));
-        least = if 0.0 < least { 0.0 } else { least };
-        most = if most < 0.0 { 0.0 } else { most };
-        let scale = (most - least) / largest;
-        let zero = if scale == 0.0 { least } else { 0.0 - least / scale };
-        (rounded(scale), to_code(zero, largest))
-    }
-
-    fn codes(&self, block: &[f32], scale: f32, zero: u8, out: &mut [u8]) {
-        let reciprocal = if scale == 0.0 { 0.0 } else { 1.0 / scale };
-        let largest = f32::from(u8::MAX >> (8 - self.bits));
-        for (code, w) in out.iter_mut().zip(block) {
-            *code = to_code(w * reciprocal + f32::from(zero), largest);
-        }
-    }
-}
-
-/// Rounded half away from zero and clamped; 0 for NaN.
-fn to_code(exact: f32, largest: f32) -> u8 {
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "a whole number within 0..=255, or NaN"
-    )]
-    let code = exact.round().clamp(0.0, largest) as u8;
-    code
 }
 
 impl Scheme for MatMulNBits {
@@ -206,13 +150,14 @@ impl Scheme for MatMulNBits {
             _ => panic!("MatMulNBits has two or three parts, not {}", out.len()),
         };
         let (float, cols) = (band.float, band.cols);
-        let (_, blocks, bytes) = self.layout(cols);
+        let (block, blocks, bytes) = self.layout(cols);
+        let job = kernel::Blocks { bits: self.bits, block, symmetric: self.symmetric, rounded: float == Float::F16 };
         let (mut values, mut stored) = (vec![0.0; cols], vec![0.0; blocks]);
         let mut zeros = vec![self.middle(); blocks];
         for row in 0..band.rows {
             widen(float, &band.data[row * cols * float.size()..][..cols * float.size()], &mut values);
             let codes = &mut codes[row * blocks * bytes..][..blocks * bytes];
-            self.encode_row(float, &values, codes, &mut stored, &mut zeros);
+            kernels().quantize_blocks(&job, &values, codes, &mut stored, &mut zeros);
             narrow(float, &stored, &mut scales[row * blocks * float.size()..][..blocks * float.size()]);
             if let Some(packed) = &mut zero_points {
                 let width = self.bytes(blocks);

@@ -15,7 +15,7 @@
 use std::sync::Arc;
 
 use crate::{
-    kernel::Zero,
+    kernel::{Zero, kernels},
     quant::{
         Axis, Banding, Content, Facts, Module, Part, Recognized, Scheme, Unsupported, Weight,
         operator::{Blocks, Bytes, Form, Operator},
@@ -24,12 +24,6 @@ use crate::{
 };
 
 use super::{ENCODING, check_groups, with_cols};
-
-/// The largest code; -128 is not used, so that codes and their negatives are as many.
-const LARGEST: f32 = 127.0;
-
-/// 1.5 * 2^23: added to a value of at most 2^22 in magnitude it leaves the value rounded half to even.
-const ROUNDER: f32 = 12_582_912.0;
 
 /// What shares a scale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,7 +94,7 @@ impl Scheme for Sym {
         let mut values = vec![0.0; run];
         for ((data, codes), scale) in elements.zip(codes.chunks_exact_mut(run)).zip(scales.chunks_exact_mut(4)) {
             super::widen(band.float, data, &mut values);
-            scale.copy_from_slice(&quantize(&values, codes).to_le_bytes());
+            scale.copy_from_slice(&kernels().quantize_symmetric(&values, codes).to_le_bytes());
         }
     }
 
@@ -118,20 +112,6 @@ impl Scheme for Sym {
         let form = Form { bits: 8, block: weight.cols(), zero: Zero::Signed, stored: Float::F32, shared };
         Some(Arc::new(Blocks::new(Arc::new(*self), weight, form, parts)?))
     }
-}
-
-/// The codes of values that share a scale, which is the answer.
-fn quantize(values: &[f32], codes: &mut [u8]) -> f32 {
-    let largest = values.iter().fold(0f32, |m, w| if w.abs() > m { w.abs() } else { m });
-    let scale = largest / LARGEST;
-    for (code, w) in codes.iter_mut().zip(values) {
-        let exact = w / scale;
-        let bounded = if exact.is_nan() { 0.0 } else { exact.clamp(-LARGEST, LARGEST) };
-        #[expect(clippy::cast_possible_truncation, reason = "a whole number within -127..=127")]
-        let rounded = ((bounded + ROUNDER) - ROUNDER) as i8;
-        *code = rounded.cast_unsigned();
-    }
-    scale
 }
 
 fn dequantize(codes: &[u8], scale: f32, out: &mut [f32]) {

@@ -1,0 +1,158 @@
+//! The arithmetic of the schemes whose codes have no bias: symmetric int8, and onnxruntime's blocks with
+//! zero points (`quant::format::sym` and `matmul_nbits` say what it follows).
+//!
+//! Lanes change the order of comparisons, which shows in nothing but the sign of a zero that is an extreme:
+//! blocks of zeros are gone through in order.
+
+use crate::{
+    kernel::Blocks,
+    num::{codes, f16_from_f32, f16_to_f32},
+};
+
+use super::{
+    affine::{extrema, half_up},
+    larger,
+    pack::pack,
+    sixteen::LANES,
+    smaller,
+};
+
+/// The largest symmetric code; -128 is not used, so that codes and their negatives are as many.
+const LARGEST: f32 = 127.0;
+/// 1.5 * 2^23: added to a value of at most 2^22 in magnitude it leaves the value rounded half to even, in
+/// two's complement in the low bits.
+const ROUNDER: f32 = 12_582_912.0;
+/// Values that are coded together: with fewer, the compiler takes one of each of several runs.
+const RUN: usize = 32;
+/// Codes that are packed together: a part of a block or of a long row.
+const PART: usize = 256;
+
+/// Codes in two's complement of values that share a scale, which is the answer; NaN has code 0.
+#[inline(always)]
+pub(in crate::kernel) fn symmetric(values: &[f32], codes: &mut [u8]) -> f32 {
+    let (runs, rest) = values.as_chunks::<LANES>();
+    let mut lanes = [0f32; LANES];
+    for run in runs {
+        for i in 0..LANES {
+            lanes[i] = larger(run[i].abs(), lanes[i]);
+        }
+    }
+    let largest = lanes.iter().chain(rest).fold(0.0, |largest, w| larger(w.abs(), largest));
+    let scale = largest / LARGEST;
+    each(values, codes, |w| symmetric_code(w, scale));
+    scale
+}
+
+/// The codes of values, by whole runs: a last one is filled up.
+#[inline(always)]
+fn each(values: &[f32], codes: &mut [u8], code: impl Fn(f32) -> u8) {
+    let (runs, rest) = values.as_chunks::<RUN>();
+    let (out, last) = codes.as_chunks_mut::<RUN>();
+    for (run, out) in runs.iter().zip(out) {
+        for i in 0..RUN {
+            out[i] = code(run[i]);
+        }
+    }
+    if rest.is_empty() {
+        return;
+    }
+    let (mut run, mut coded) = ([0f32; RUN], [0u8; RUN]);
+    run[..rest.len()].copy_from_slice(rest);
+    for i in 0..RUN {
+        coded[i] = code(run[i]);
+    }
+    last.copy_from_slice(&coded[..rest.len()]);
+}
+
+#[inline(always)]
+fn symmetric_code(w: f32, scale: f32) -> u8 {
+    let exact = w / scale;
+    let number = if exact.is_nan() { 0.0 } else { exact };
+    let bounded = smaller(larger(number, -LARGEST), LARGEST);
+    ((bounded + ROUNDER).to_bits() & 0xff) as u8
+}
+
+/// Packed codes, scales and zero points of the blocks of a row.
+#[inline(always)]
+pub(in crate::kernel) fn quantize(job: &Blocks, row: &[f32], codes: &mut [u8], scales: &mut [f32], zeros: &mut [u8]) {
+    let mut coded = [0u8; PART];
+    let outs = codes.chunks_mut(LANES * job.bytes()).zip(scales.chunks_mut(LANES)).zip(zeros.chunks_mut(LANES));
+    for (blocks, ((codes, scales), zeros)) in row.chunks(LANES * job.block).zip(outs) {
+        let (mut least, mut most) = ([0f32; LANES], [0f32; LANES]);
+        for ((block, least), most) in blocks.chunks(job.block).zip(&mut least).zip(&mut most) {
+            (*least, *most) = extremes(block);
+        }
+        let mut found = ([0f32; LANES], [0u8; LANES]);
+        for i in 0..LANES {
+            (found.0[i], found.1[i]) = parameters(job, least[i], most[i]);
+        }
+        scales.copy_from_slice(&found.0[..scales.len()]);
+        zeros.copy_from_slice(&found.1[..zeros.len()]);
+        let parameters = scales.iter().zip(zeros);
+        for ((block, packed), (scale, zero)) in
+            blocks.chunks(job.block).zip(codes.chunks_exact_mut(job.bytes())).zip(parameters)
+        {
+            let (used, unused) = packed.split_at_mut(block.len().div_ceil(8 / job.bits as usize));
+            code(job, block, (*scale, *zero), &mut coded, used);
+            unused.fill(0);
+        }
+    }
+}
+
+/// Scale and zero point of a block of these extremes.
+#[inline(always)]
+fn parameters(job: &Blocks, mut least: f32, mut most: f32) -> (f32, u8) {
+    let rounded = |scale: f32| if job.rounded { f16_to_f32(f16_from_f32(scale)) } else { scale };
+    let middle = 1u8 << (job.bits - 1);
+    if job.symmetric {
+        let farthest = if most.abs() > least.abs() { most } else { least };
+        return (rounded(farthest / -f32::from(middle)), middle);
+    }
+    let top = highest(job.bits);
+    least = if 0.0 < least { 0.0 } else { least };
+    most = if most < 0.0 { 0.0 } else { most };
+    let scale = (most - least) / top;
+    let zero = if scale == 0.0 { least } else { 0.0 - least / scale };
+    (rounded(scale), nearest(zero, top))
+}
+
+/// Minimum and maximum from left to right, NaN passed over; the sign of a zero is the first one's.
+#[inline(always)]
+fn extremes(block: &[f32]) -> (f32, f32) {
+    let (mut low, mut high) = extrema(block, f32::MAX, f32::MIN);
+    for w in block.as_chunks::<LANES>().1 {
+        low = smaller(*w, low);
+        high = larger(*w, high);
+    }
+    if low == 0.0 && high == 0.0 {
+        let first = block.iter().copied().find(|w| !w.is_nan()).unwrap_or_default();
+        return (first, first);
+    }
+    (low, high)
+}
+
+#[inline(always)]
+fn highest(bits: u32) -> f32 {
+    f32::from(u8::MAX >> (8 - bits))
+}
+
+/// Rounded half away from zero and clamped; 0 for NaN.
+#[inline(always)]
+fn nearest(exact: f32, top: f32) -> u8 {
+    (half_up(smaller(larger(exact, 0.0), top)) & 0xff) as u8
+}
+
+/// The packed codes of a block; eight at a time but for the last.
+#[inline(always)]
+fn code(job: &Blocks, block: &[f32], (scale, zero): (f32, u8), coded: &mut [u8; PART], packed: &mut [u8]) {
+    let reciprocal = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+    let (zero, top) = (f32::from(zero), highest(job.bits));
+    for (block, packed) in block.chunks(PART).zip(packed.chunks_mut(PART / 8 * job.bits as usize)) {
+        let coded = &mut coded[..block.len()];
+        each(block, coded, |w| nearest(w * reciprocal + zero, top));
+        let (whole, odd) = coded.split_at(block.len() / 8 * 8);
+        let (first, last) = packed.split_at_mut(whole.len() / 8 * job.bits as usize);
+        pack(job.bits, whole, first);
+        codes::pack(job.bits, odd, last);
+    }
+}
