@@ -27,3 +27,4 @@ mod readme;
 mod reads;
 mod runtime;
 mod sources;
+mod store;

@@ -1,0 +1,268 @@
+//! One file of a view in the store.
+//!
+//! The bytes lie in `NAME.data`, their record in `NAME.sums`. Whoever uses an entry holds a shared lock
+//! of its record for as long, so that nobody removes it.
+
+use std::{
+    fs::File,
+    io,
+    os::{
+        fd::OwnedFd,
+        unix::fs::{FileExt, MetadataExt},
+    },
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::SystemTime,
+};
+
+use rustix::fs::{Mode, OFlags};
+
+use super::{
+    Layout, Store, lock,
+    sums::{Mark, Sums},
+};
+
+/// An entry can be removed between its opening and its lock so many times before we give up.
+const TRIES: usize = 16;
+
+/// What became of a piece that was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loaded {
+    /// The buffer holds it, checked.
+    Whole,
+    /// Nobody has stored it.
+    Absent,
+    /// What is there is not it; its record is struck out.
+    Corrupt,
+}
+
+/// A file of a view in the store, in use.
+#[derive(Debug)]
+pub struct Entry {
+    store: Arc<Store>,
+    layout: Layout,
+    data: File,
+    sums: Sums,
+    vouched: Mutex<Vouched>,
+    told: AtomicBool,
+    sealed: AtomicBool,
+}
+
+/// Pieces that this process has written or checked, and the file as it was after that. If somebody
+/// else has touched it since, nothing is vouched for.
+#[derive(Debug)]
+struct Vouched {
+    pieces: Vec<bool>,
+    mark: Mark,
+}
+
+impl Store {
+    /// Opens the entry of a layout, or makes an empty one.
+    ///
+    /// # Errors
+    /// What the system refuses, and what lies there that is no regular file.
+    pub fn entry(self: &Arc<Self>, layout: Layout) -> io::Result<Arc<Entry>> {
+        let stem = layout.stem();
+        let sums = Sums::new(self.locked(&format!("{stem}.sums"))?, &layout);
+        let data = self.file(&format!("{stem}.data"))?;
+        let len = data.metadata()?.len();
+        if len != layout.len || !sums.is_ours()? {
+            if len != 0 {
+                tracing::warn!("{}/{stem}: was cut or is not ours; encoding it anew", self.path.display());
+            }
+            sums.reset()?;
+            data.set_len(layout.len)?;
+        }
+        // Least recently used is least recently written here: the other file's times are in the seal.
+        sums.file().set_modified(SystemTime::now())?;
+        let mark = Mark::of(&data.metadata()?);
+        let sealed = sums.seals(&mark)?;
+        self.sealed.fetch_add(usize::from(sealed), Relaxed);
+        let vouched = Mutex::new(Vouched { pieces: vec![false; layout.pieces()], mark });
+        let (store, told, sealed) = (Arc::clone(self), AtomicBool::new(false), AtomicBool::new(sealed));
+        Ok(Arc::new(Entry { store, layout, data, sums, vouched, told, sealed }))
+    }
+
+    /// The record of an entry, locked against its removal.
+    fn locked(&self, name: &str) -> io::Result<File> {
+        for _ in 0..TRIES {
+            let file = self.file(name)?;
+            file.lock_shared()?;
+            if file.metadata()?.nlink() > 0 {
+                return Ok(file);
+            }
+        }
+        Err(io::Error::other(format!("{name} is removed again and again")))
+    }
+
+    /// Opens a regular file of the directory, or makes it. Never waits and follows no link: something
+    /// else could have taken its place.
+    fn file(&self, name: &str) -> io::Result<File> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = File::from(rustix::fs::openat(&self.dir, name, flags, Mode::RUSR | Mode::WUSR)?);
+        let found = file.metadata()?;
+        if !found.is_file() || found.uid() != rustix::process::geteuid().as_raw() {
+            return Err(io::Error::other(format!("{name} is not a file of ours; remove it")));
+        }
+        Ok(file)
+    }
+}
+
+impl Entry {
+    /// What it is made of.
+    #[must_use]
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// Fills `buf`, which is as long as the piece. What is in it means nothing unless it is
+    /// [`Whole`](Loaded::Whole).
+    pub fn load(&self, piece: usize, buf: &mut [u8]) -> Loaded {
+        let sum = match self.sums.get(piece) {
+            Ok(0) => return Loaded::Absent,
+            Ok(sum) => sum,
+            Err(e) => return self.doubt(piece, &format!("its record cannot be read: {e}")),
+        };
+        match self.data.read_exact_at(buf, self.layout.starts[piece]) {
+            Err(e) => self.doubt(piece, &format!("cannot be read: {e}")),
+            Ok(()) if self.sums.sum(piece, buf) != sum => self.doubt(piece, "the checksum is another"),
+            Ok(()) => {
+                lock(&self.vouched).pieces[piece] = true;
+                Loaded::Whole
+            }
+        }
+    }
+
+    /// Strikes a piece out, and tells the log of the first one.
+    fn doubt(&self, piece: usize, what: &str) -> Loaded {
+        let offset = self.layout.starts[piece];
+        if self.told.swap(true, Relaxed) {
+            tracing::debug!("{}: at offset {offset}: {what}", self.name());
+        } else {
+            tracing::warn!("{}: at offset {offset}: {what}; encoding anew what is corrupt here", self.name());
+        }
+        self.unseal();
+        lock(&self.vouched).pieces[piece] = false;
+        if let Err(e) = self.sums.set(piece, 0) {
+            self.store.fail(&e);
+        }
+        Loaded::Corrupt
+    }
+
+    fn unseal(&self) {
+        if self.sealed.swap(false, Relaxed) {
+            self.store.sealed.fetch_sub(1, Relaxed);
+        }
+    }
+
+    fn name(&self) -> String {
+        format!("{}/{}", self.store.path.display(), self.layout.stem())
+    }
+
+    /// Stores a piece, unless it is there. Whether it is afterwards: there may be no room, and the disk
+    /// may fail.
+    pub fn keep(&self, piece: usize, bytes: &[u8]) -> bool {
+        let sum = self.sums.sum(piece, bytes);
+        if self.sums.get(piece).is_ok_and(|found| found == sum) {
+            return true;
+        }
+        if !self.store.admits(bytes.len() as u64) {
+            return false;
+        }
+        let written = self.write(piece, bytes, sum);
+        if let Err(e) = &written {
+            self.store.fail(e);
+        }
+        written.is_ok()
+    }
+
+    fn write(&self, piece: usize, bytes: &[u8], sum: u64) -> io::Result<()> {
+        let mut vouched = lock(&self.vouched);
+        vouched.check(&self.data)?;
+        self.data.write_all_at(bytes, self.layout.starts[piece])?;
+        self.sums.set(piece, sum)?;
+        vouched.pieces[piece] = true;
+        vouched.mark = Mark::of(&self.data.metadata()?);
+        Ok(())
+    }
+
+    /// The pieces that nobody has stored; all where that cannot be known.
+    #[must_use]
+    pub fn missing(&self) -> Vec<usize> {
+        self.sums.missing().unwrap_or_else(|_| (0..self.layout.pieces()).collect())
+    }
+
+    /// A piece that this process has neither written nor checked.
+    #[must_use]
+    pub fn unchecked(&self) -> Option<usize> {
+        let mut vouched = lock(&self.vouched);
+        // Where it cannot be looked at, sealing it fails, too.
+        vouched.check(&self.data).ok();
+        vouched.pieces.iter().position(|vouched| !vouched)
+    }
+
+    /// Whether it is sealed, as of the last look.
+    #[must_use]
+    pub fn is_sealed(&self) -> bool {
+        self.sealed.load(Relaxed)
+    }
+
+    /// Writes everything out and seals the entry, where every piece is there, checked by this process,
+    /// and untouched since. Whether it did.
+    pub fn seal(&self) -> bool {
+        let sealed = self.try_seal();
+        if let Err(e) = &sealed {
+            self.store.fail(e);
+        }
+        let sealed = sealed.unwrap_or(false);
+        if sealed && !self.sealed.swap(true, Relaxed) {
+            self.store.sealed.fetch_add(1, Relaxed);
+        }
+        sealed
+    }
+
+    fn try_seal(&self) -> io::Result<bool> {
+        if self.store.is_stopped() || !self.missing().is_empty() || self.unchecked().is_some() {
+            return Ok(false);
+        }
+        self.data.sync_all()?;
+        let mark = Mark::of(&self.data.metadata()?);
+        if self.unchecked().is_some() || mark.len() != self.layout.len {
+            return Ok(false);
+        }
+        self.sums.seal(&mark)?;
+        Ok(true)
+    }
+
+    /// A fresh read-only descriptor of the whole file, where it is sealed and untouched since.
+    #[must_use]
+    pub fn finished(&self) -> Option<OwnedFd> {
+        let name = format!("{}.data", self.layout.stem());
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = File::from(rustix::fs::openat(&self.store.dir, &name, flags, Mode::empty()).ok()?);
+        let mark = Mark::of(&file.metadata().ok()?);
+        (mark.len() == self.layout.len && self.sums.seals(&mark).ok()?).then(|| file.into())
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.unseal();
+        // It was in use until now. Where that cannot be said it goes a little early.
+        self.sums.file().set_modified(SystemTime::now()).ok();
+    }
+}
+
+impl Vouched {
+    /// Forgets everything where somebody else has touched the file.
+    fn check(&mut self, data: &File) -> io::Result<()> {
+        let mark = Mark::of(&data.metadata()?);
+        if mark != self.mark {
+            self.pieces.fill(false);
+            self.mark = mark;
+        }
+        Ok(())
+    }
+}
