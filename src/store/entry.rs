@@ -4,7 +4,7 @@
 //! of its record for as long, so that nobody removes it.
 
 use std::{
-    fs::File,
+    fs::{File, TryLockError},
     io,
     os::{
         fd::OwnedFd,
@@ -14,7 +14,8 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
-    time::SystemTime,
+    thread,
+    time::{Duration, SystemTime},
 };
 
 use rustix::fs::{Mode, OFlags};
@@ -24,8 +25,9 @@ use super::{
     sums::{Mark, Sums},
 };
 
-/// An entry can be removed between its opening and its lock so many times before we give up.
-const TRIES: usize = 16;
+/// Who removes an entry holds its lock for two calls of the system: so often we try again, and so long apart.
+const TRIES: usize = 100;
+const BETWEEN: Duration = Duration::from_millis(10);
 
 /// What became of a piece that was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,12 +91,14 @@ impl Store {
     fn locked(&self, name: &str) -> io::Result<File> {
         for _ in 0..TRIES {
             let file = self.file(name)?;
-            file.lock_shared()?;
-            if file.metadata()?.nlink() > 0 {
-                return Ok(file);
+            match file.try_lock_shared() {
+                Ok(()) if file.metadata()?.nlink() > 0 => return Ok(file),
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => thread::sleep(BETWEEN),
+                Err(TryLockError::Error(e)) => return Err(e),
             }
         }
-        Err(io::Error::other(format!("{name} is removed again and again")))
+        Err(io::Error::other(format!("{name} is locked by somebody else")))
     }
 
     /// Opens a regular file of the directory, or makes it. Never waits and follows no link: something
@@ -133,6 +137,12 @@ impl Entry {
                 Loaded::Whole
             }
         }
+    }
+
+    /// Whether a piece is recorded. Its bytes are not looked at.
+    #[must_use]
+    pub fn has(&self, piece: usize) -> bool {
+        self.sums.get(piece).is_ok_and(|sum| sum != 0)
     }
 
     /// Strikes a piece out, and tells the log of the first one.

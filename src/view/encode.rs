@@ -90,8 +90,13 @@ pub(super) fn cost(planned: &Planned, tile: u32) -> usize {
 
 /// Bytes of each part of a tile.
 fn lengths(planned: &Planned, tile: u32) -> Vec<usize> {
+    shares(planned, tile).map(|share| share.len()).collect()
+}
+
+/// Where the share of a tile lies in each part; empty for constants.
+pub(super) fn shares(planned: &Planned, tile: u32) -> impl Iterator<Item = Range<usize>> {
     let extent = planned.banding.extent(&planned.weight);
-    planned.parts.iter().map(|part| part.range(planned.banding, extent, band(planned, tile)).len()).collect()
+    planned.parts.iter().map(move |part| part.range(planned.banding, extent, band(planned, tile)))
 }
 
 /// What encoding needs of its engine and view.
@@ -176,6 +181,6 @@ fn is_cast(origin: &Origin) -> bool {
     origin.plus_one || origin.stored != origin.float
 }
 
-fn zeroed(len: usize) -> Arc<[u8]> {
+pub(super) fn zeroed(len: usize) -> Arc<[u8]> {
     std::iter::repeat_n(0, len).collect()
 }

@@ -5,13 +5,22 @@ use std::{
     io::{Read, Seek, SeekFrom, Write},
     os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::SeqCst},
+    time::Duration,
 };
 
-use quantfs::store::{Entry, Error, Layout, Loaded, Options, Store, lies_in};
+use proptest::prelude::*;
+use quantfs::{
+    plan::{Plan, Planned},
+    quant::Axis,
+    source::{Source, Version},
+    store::{Entry, Error, Layout, Loaded, Options, Store, lies_in},
+    tensor::Float,
+    view::{self, Engine, SourceCache, View},
+};
 use tempfile::TempDir;
 
-use crate::common::memory::Random;
+use crate::common::memory::{self, Memory, Random, Toy, materialize, plain, planned, run};
 
 /// A file of pieces of several lengths, and its bytes.
 fn file(seed: u64) -> (Layout, Vec<u8>) {
@@ -359,4 +368,266 @@ fn a_full_disk_stops_the_store_and_nothing_else() {
     assert_eq!(states(&entry, &one.1), WHOLE);
     assert!(states(&full, &two.1).contains(&Loaded::Absent));
     assert!(!full.seal());
+}
+
+/// Of the weights of a [`Model`].
+const TILES: usize = 11 + 7 + 5;
+
+const SOON: Duration = Duration::from_secs(30);
+
+/// A plan of two files that share a weight's parts, and its schemes.
+struct Model {
+    plan: Plan,
+    source: Arc<Memory>,
+    toys: Vec<Arc<Toy>>,
+    want: Vec<Vec<u8>>,
+}
+
+impl Model {
+    fn new(seed: u64) -> Self {
+        Self::of(Random::new(seed).bytes(400_000))
+    }
+
+    fn of(source: Vec<u8>) -> Self {
+        let source = Arc::new(Memory::new(vec![source]));
+        let toys: Vec<_> = [Axis::Flat, Axis::Rows, Axis::Columns].map(|axis| Toy::new(axis, 4)).into();
+        let weight = |(i, toy): (usize, &Arc<Toy>)| -> Planned {
+            let origin = plain(vec![run(0, i as u64 * 100_000, 50 * 600, 2)], Float::Bf16);
+            planned(&format!("w{i}"), vec![50, 600], origin, Arc::clone(toy), [700, 2, 30][i])
+        };
+        let weights: Vec<Planned> = toys.iter().enumerate().map(weight).collect();
+        let one = memory::Layout::new("one").bytes(b"header").weight(0, &weights[0]).source(0, 5, 100_000);
+        let two = memory::Layout::new("two").weight(1, &weights[1]).bytes(b"").weight(2, &weights[2]);
+        let none = memory::Layout::new("untouched").source(0, 0, 400_000);
+        let plan = Plan { files: vec![one.file, two.file, none.file], weights, ..Plan::default() };
+        let want = materialize(&plan, &source);
+        let model = Self { plan, source, toys, want };
+        model.encoded();
+        model
+    }
+
+    fn view(&self, store: Option<Arc<Store>>) -> Arc<View> {
+        let options = view::Options {
+            cache_bytes: 0,
+            threads: 3,
+            readahead_bytes: 0,
+            deadline: SOON,
+            source_cache: SourceCache::Keep,
+        };
+        let engine = Engine::with_store(options, store).unwrap();
+        View::new(Arc::new(self.plan.clone()), Arc::clone(&self.source) as Arc<dyn Source>, engine)
+    }
+
+    /// A view that has read everything and stored it.
+    fn stored(&self, dir: &Path) {
+        let view = self.view(Some(open(dir)));
+        self.check(&view);
+        assert!(view.settle(SOON));
+    }
+
+    /// Reads every file and compares it.
+    fn check(&self, view: &Arc<View>) {
+        for (file, want) in self.want.iter().enumerate() {
+            let mut buf = vec![0; want.len()];
+            assert_eq!(view.read_at(file, 0, &mut buf).unwrap(), want.len());
+            assert!(buf == *want, "file {file}");
+        }
+    }
+
+    /// Tiles encoded since the last call.
+    fn encoded(&self) -> usize {
+        self.toys.iter().map(|toy| toy.encoded.swap(0, SeqCst)).sum()
+    }
+}
+
+#[test]
+fn a_second_mount_encodes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = Model::new(20);
+    let view = model.view(Some(open(dir.path())));
+    assert!(view.local_file(0).is_none() && view.may_be_local(0) && view.may_be_local(2));
+    model.check(&view);
+    assert!(view.settle(SOON));
+    assert!(model.encoded() >= TILES);
+    for (file, want) in model.want[..2].iter().enumerate() {
+        assert!(contents(view.local_file(file).unwrap()) == *want, "finished while it is mounted");
+    }
+    drop(view);
+    let view = model.view(Some(open(dir.path())));
+    for (file, want) in model.want[..2].iter().enumerate() {
+        assert!(contents(view.local_file(file).unwrap()) == *want);
+    }
+    model.check(&view);
+    assert_eq!(model.encoded(), 0);
+    let figures = view.engine().snapshot();
+    assert_eq!((figures.store_sealed, figures.store_misses, figures.tiles), (2, 0, 0));
+    assert!(figures.store_hits >= TILES as u64 && figures.store_bytes > 0 && figures.store_limit == 1 << 30);
+    assert_eq!(paths(dir.path(), "data").len(), 2, "the untouched file lies in the source");
+}
+
+#[test]
+fn a_file_is_finished_when_all_of_it_was_read_by_somebody() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = Model::new(21);
+    let len = model.want[1].len() as u64;
+    for (from, to) in [(0, len / 2), (len / 2, len)] {
+        let view = model.view(Some(open(dir.path())));
+        assert!(view.local_file(1).is_none());
+        let mut buf = vec![0; usize::try_from(to - from).unwrap()];
+        view.read_at(1, from, &mut buf).unwrap();
+        assert!(view.settle(SOON));
+    }
+    let view = model.view(Some(open(dir.path())));
+    assert!(contents(view.local_file(1).unwrap()) == model.want[1]);
+    assert!(view.local_file(0).is_none(), "nobody has read it");
+}
+
+#[test]
+fn what_is_corrupt_is_encoded_anew_and_heals() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = Model::new(22);
+    model.stored(dir.path());
+    assert!(model.encoded() >= TILES);
+    for path in paths(dir.path(), "data") {
+        flip(&path, 20_000);
+    }
+    let view = model.view(Some(open(dir.path())));
+    assert!((0..2).all(|file| view.local_file(file).is_none()));
+    model.check(&view);
+    assert_eq!(model.encoded(), 2, "one tile of each file");
+    assert_eq!(view.engine().snapshot().store_corrupt, 2);
+    assert!(view.settle(SOON));
+    for (file, want) in model.want[..2].iter().enumerate() {
+        assert!(contents(view.local_file(file).unwrap()) == *want);
+    }
+}
+
+#[test]
+fn another_source_finds_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = Model::new(23);
+    model.stored(dir.path());
+    model.encoded();
+    // Same length, times and inode; an element that is sampled is another.
+    let mut bytes = model.source.files[0].clone();
+    bytes[100] ^= 1;
+    let changed = Model::of(bytes);
+    changed.check(&changed.view(Some(open(dir.path()))));
+    assert!(changed.encoded() >= TILES);
+    // The same bytes in a file that was written anew.
+    let mut newer = Model::new(23);
+    newer.source = Arc::new(newer.source.with_version(Version { len: 400_000, mtime_ns: 1, inode: 0, device: 0 }));
+    newer.check(&newer.view(Some(open(dir.path()))));
+    assert!(newer.encoded() >= TILES);
+    let same = Model::new(23);
+    same.check(&same.view(Some(open(dir.path()))));
+    assert_eq!(same.encoded(), 0);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    /// Whatever happens to the directory's files, every read is right, now and after it healed.
+    #[test]
+    fn no_damage_shows(seed: u64) {
+        let mut random = Random::new(seed);
+        let dir = tempfile::tempdir().unwrap();
+        let model = Model::new(seed);
+        model.stored(dir.path());
+        for _ in 0..random.of(1..6) {
+            let kind = random.pick(&["data", "sums"]);
+            let found = paths(dir.path(), kind);
+            let path = &found[random.of(0..found.len())];
+            let len = usize::try_from(fs::metadata(path).unwrap().len()).unwrap();
+            if len == 0 {
+                continue;
+            }
+            let at = random.of(0..len);
+            match random.of(0..4) {
+                0 => flip(path, at as u64),
+                1 => File::options().write(true).open(path).unwrap().set_len(at as u64).unwrap(),
+                2 => {
+                    let garbage = random.bytes(len - at);
+                    File::options().write(true).open(path).unwrap().write_all_at(&garbage, at as u64).unwrap();
+                }
+                _ => drop(fs::copy(&found[0], path)),
+            }
+        }
+        for _ in 0..2 {
+            let view = model.view(Some(open(dir.path())));
+            for (file, want) in model.want.iter().enumerate().take(2) {
+                let local = view.local_file(file).map(contents);
+                prop_assert!(local.is_none_or(|local| local == *want));
+            }
+            model.check(&view);
+            prop_assert!(view.settle(SOON));
+        }
+        let view = model.view(Some(open(dir.path())));
+        for (file, want) in model.want.iter().enumerate().take(2) {
+            prop_assert!(contents(view.local_file(file).unwrap()) == *want);
+        }
+    }
+}
+
+#[test]
+fn a_full_disk_shows_to_no_reader() {
+    let Some(small) = Small::new(96 << 10) else { return };
+    let model = Model::new(24);
+    let store = open(small.0.path());
+    let view = model.view(Some(Arc::clone(&store)));
+    model.check(&view);
+    assert!(view.settle(SOON) && store.is_stopped());
+    model.check(&view);
+    drop(view);
+    let again = model.view(Some(open(small.0.path())));
+    model.encoded();
+    model.check(&again);
+    assert!(again.engine().snapshot().store_hits > 0, "what found room is used");
+}
+
+#[test]
+fn two_engines_share_a_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = Model::new(25);
+    let views = [model.view(Some(open(dir.path()))), model.view(Some(open(dir.path())))];
+    std::thread::scope(|scope| {
+        for view in [&views[0], &views[1], &views[0], &views[1]] {
+            scope.spawn(|| model.check(view));
+        }
+    });
+    assert!(views.iter().all(|view| view.settle(SOON)));
+    for (view, file) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+        assert!(contents(views[view].local_file(file).unwrap()) == model.want[file]);
+    }
+}
+
+#[test]
+fn a_store_that_is_too_small_keeps_what_fits() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = Model::new(26);
+    let small = || Store::open(&Options { dir: dir.path().to_owned(), limit: Some(120 << 10) }).unwrap();
+    for _ in 0..2 {
+        let view = model.view(Some(small()));
+        model.check(&view);
+        assert!(view.settle(SOON));
+        assert!(view.engine().snapshot().store_bytes <= 120 << 10);
+    }
+    model.encoded();
+    let view = model.view(Some(small()));
+    model.check(&view);
+    let figures = view.engine().snapshot();
+    assert!(figures.store_hits > 0 && figures.store_misses > 0, "{figures:?}");
+}
+
+#[test]
+fn a_source_that_fails_is_an_error_and_nothing_is_stored_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = Model::new(27);
+    let view = model.view(Some(open(dir.path())));
+    *model.source.broken.lock().unwrap() = Some(quantfs::source::FileId(0));
+    assert!(view.read_at(1, 0, &mut [0; 100]).is_err());
+    assert!(view.settle(SOON));
+    *model.source.broken.lock().unwrap() = None;
+    model.check(&view);
+    assert!(view.settle(SOON));
+    assert!(contents(view.local_file(1).unwrap()) == model.want[1]);
 }
