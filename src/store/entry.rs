@@ -12,7 +12,10 @@ use std::{
     },
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{
+            AtomicBool, AtomicU8, AtomicUsize,
+            Ordering::{Relaxed, SeqCst},
+        },
     },
     thread,
     time::{Duration, SystemTime},
@@ -36,7 +39,7 @@ pub enum Loaded {
     Whole,
     /// Nobody has stored it.
     Absent,
-    /// What is there is not it; its record is struck out.
+    /// What is there is not it, and is not believed again before it is stored anew.
     Corrupt,
 }
 
@@ -47,17 +50,60 @@ pub struct Entry {
     layout: Layout,
     data: File,
     sums: Sums,
-    vouched: Mutex<Vouched>,
+    trust: Trust,
+    /// The file as it was after our last write, for those who write: if somebody else has touched it since,
+    /// nothing is vouched for.
+    mark: Mutex<Mark>,
     told: AtomicBool,
     sealed: AtomicBool,
 }
 
-/// Pieces that this process has written or checked, and the file as it was after that. If somebody
-/// else has touched it since, nothing is vouched for.
+/// What this process knows of the pieces. Who reads one waits for nobody who writes.
 #[derive(Debug)]
-struct Vouched {
-    pieces: Vec<bool>,
-    mark: Mark,
+struct Trust {
+    pieces: Vec<AtomicU8>,
+    /// Counts how often everything was forgotten.
+    age: AtomicUsize,
+}
+
+/// Nothing is known of a piece.
+const UNKNOWN: u8 = 0;
+/// It was written or checked by us.
+const VOUCHED: u8 = 1;
+/// It was found wrong.
+const STRUCK: u8 = 2;
+
+impl Trust {
+    fn new(pieces: usize) -> Self {
+        let pieces = std::iter::repeat_with(|| AtomicU8::new(UNKNOWN)).take(pieces).collect();
+        Self { pieces, age: AtomicUsize::new(0) }
+    }
+
+    fn get(&self, piece: usize) -> u8 {
+        self.pieces[piece].load(SeqCst)
+    }
+
+    fn set(&self, piece: usize, state: u8) {
+        self.pieces[piece].store(state, SeqCst);
+    }
+
+    /// Vouches for a piece that was read when everything known was so old.
+    fn vouch(&self, piece: usize, age: usize) {
+        self.set(piece, VOUCHED);
+        // Forgotten in between: what was read may have been from before.
+        if self.age.load(SeqCst) != age {
+            self.set(piece, UNKNOWN);
+        }
+    }
+
+    fn forget(&self) {
+        self.age.fetch_add(1, SeqCst);
+        self.pieces.iter().for_each(|piece| piece.store(UNKNOWN, SeqCst));
+    }
+
+    fn has_struck(&self) -> bool {
+        self.pieces.iter().any(|piece| piece.load(SeqCst) == STRUCK)
+    }
 }
 
 impl Store {
@@ -82,9 +128,9 @@ impl Store {
         let mark = Mark::of(&data.metadata()?);
         let sealed = sums.seals(&mark)?;
         self.sealed.fetch_add(usize::from(sealed), Relaxed);
-        let vouched = Mutex::new(Vouched { pieces: vec![false; layout.pieces()], mark });
+        let trust = Trust::new(layout.pieces());
         let (store, told, sealed) = (Arc::clone(self), AtomicBool::new(false), AtomicBool::new(sealed));
-        Ok(Arc::new(Entry { store, layout, data, sums, vouched, told, sealed }))
+        Ok(Arc::new(Entry { store, layout, data, sums, trust, mark: Mutex::new(mark), told, sealed }))
     }
 
     /// The record of an entry, locked against its removal.
@@ -124,6 +170,10 @@ impl Entry {
     /// Fills `buf`, which is as long as the piece. What is in it means nothing unless it is
     /// [`Whole`](Loaded::Whole).
     pub fn load(&self, piece: usize, buf: &mut [u8]) -> Loaded {
+        if self.trust.get(piece) == STRUCK {
+            return Loaded::Absent;
+        }
+        let age = self.trust.age.load(SeqCst);
         let sum = match self.sums.get(piece) {
             Ok(0) => return Loaded::Absent,
             Ok(sum) => sum,
@@ -133,19 +183,19 @@ impl Entry {
             Err(e) => self.doubt(piece, &format!("cannot be read: {e}")),
             Ok(()) if self.sums.sum(piece, buf) != sum => self.doubt(piece, "the checksum is another"),
             Ok(()) => {
-                lock(&self.vouched).pieces[piece] = true;
+                self.trust.vouch(piece, age);
                 Loaded::Whole
             }
         }
     }
 
-    /// Whether a piece is recorded. Its bytes are not looked at.
+    /// Whether a piece is recorded, and not known to be wrong. Its bytes are not looked at.
     #[must_use]
     pub fn has(&self, piece: usize) -> bool {
-        self.sums.get(piece).is_ok_and(|sum| sum != 0)
+        self.trust.get(piece) != STRUCK && self.sums.get(piece).is_ok_and(|sum| sum != 0)
     }
 
-    /// Strikes a piece out, and tells the log of the first one.
+    /// Strikes a piece out, and tells the log of the first one. Writes nothing: a reader waits.
     fn doubt(&self, piece: usize, what: &str) -> Loaded {
         let offset = self.layout.starts[piece];
         if self.told.swap(true, Relaxed) {
@@ -153,11 +203,8 @@ impl Entry {
         } else {
             tracing::warn!("{}: at offset {offset}: {what}; encoding anew what is corrupt here", self.name());
         }
+        self.trust.set(piece, STRUCK);
         self.unseal();
-        lock(&self.vouched).pieces[piece] = false;
-        if let Err(e) = self.sums.set(piece, 0) {
-            self.store.fail(&e);
-        }
         Loaded::Corrupt
     }
 
@@ -175,7 +222,7 @@ impl Entry {
     /// may fail.
     pub fn keep(&self, piece: usize, bytes: &[u8]) -> bool {
         let sum = self.sums.sum(piece, bytes);
-        if self.sums.get(piece).is_ok_and(|found| found == sum) {
+        if self.trust.get(piece) != STRUCK && self.sums.get(piece).is_ok_and(|found| found == sum) {
             return true;
         }
         if !self.store.admits(bytes.len() as u64) {
@@ -189,28 +236,39 @@ impl Entry {
     }
 
     fn write(&self, piece: usize, bytes: &[u8], sum: u64) -> io::Result<()> {
-        let mut vouched = lock(&self.vouched);
-        vouched.check(&self.data)?;
+        let mut mark = lock(&self.mark);
+        self.check(&mut mark)?;
         self.data.write_all_at(bytes, self.layout.starts[piece])?;
         self.sums.set(piece, sum)?;
-        vouched.pieces[piece] = true;
-        vouched.mark = Mark::of(&self.data.metadata()?);
+        self.trust.set(piece, VOUCHED);
+        *mark = Mark::of(&self.data.metadata()?);
         Ok(())
     }
 
-    /// The pieces that nobody has stored; all where that cannot be known.
+    /// Forgets what is known where somebody else has touched the file.
+    fn check(&self, mark: &mut Mark) -> io::Result<()> {
+        let now = Mark::of(&self.data.metadata()?);
+        if *mark != now {
+            self.trust.forget();
+            *mark = now;
+        }
+        Ok(())
+    }
+
+    /// The pieces that nobody has stored, or that are wrong; all where that cannot be known.
     #[must_use]
     pub fn missing(&self) -> Vec<usize> {
-        self.sums.missing().unwrap_or_else(|_| (0..self.layout.pieces()).collect())
+        let pieces = 0..self.layout.pieces();
+        let Ok(missing) = self.sums.missing() else { return pieces.collect() };
+        pieces.filter(|piece| missing.binary_search(piece).is_ok() || self.trust.get(*piece) == STRUCK).collect()
     }
 
     /// A piece that this process has neither written nor checked.
     #[must_use]
     pub fn unchecked(&self) -> Option<usize> {
-        let mut vouched = lock(&self.vouched);
         // Where it cannot be looked at, sealing it fails, too.
-        vouched.check(&self.data).ok();
-        vouched.pieces.iter().position(|vouched| !vouched)
+        self.check(&mut lock(&self.mark)).ok();
+        (0..self.layout.pieces()).find(|piece| self.trust.get(*piece) != VOUCHED)
     }
 
     /// Whether it is sealed, as of the last look.
@@ -249,6 +307,9 @@ impl Entry {
     /// A fresh read-only descriptor of the whole file, where it is sealed and untouched since.
     #[must_use]
     pub fn finished(&self) -> Option<OwnedFd> {
+        if self.trust.has_struck() {
+            return None;
+        }
         let name = format!("{}.data", self.layout.stem());
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let file = File::from(rustix::fs::openat(&self.store.dir, &name, flags, Mode::empty()).ok()?);
@@ -262,17 +323,5 @@ impl Drop for Entry {
         self.unseal();
         // It was in use until now. Where that cannot be said it goes a little early.
         self.sums.file().set_modified(SystemTime::now()).ok();
-    }
-}
-
-impl Vouched {
-    /// Forgets everything where somebody else has touched the file.
-    fn check(&mut self, data: &File) -> io::Result<()> {
-        let mark = Mark::of(&data.metadata()?);
-        if mark != self.mark {
-            self.pieces.fill(false);
-            self.mark = mark;
-        }
-        Ok(())
     }
 }

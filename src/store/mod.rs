@@ -20,7 +20,7 @@ mod trim;
 
 use std::{
     fs::{self, DirBuilder, File},
-    io,
+    io::{self, ErrorKind},
     os::{
         fd::OwnedFd,
         unix::fs::{DirBuilderExt, MetadataExt},
@@ -28,7 +28,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
 };
 
@@ -116,6 +116,8 @@ pub struct Store {
     dir: OwnedFd,
     limit: u64,
     usage: Mutex<Usage>,
+    /// Of the usage, for those who may not wait for a look at the directory.
+    held: AtomicU64,
     stopped: AtomicBool,
     sealed: AtomicUsize,
 }
@@ -136,14 +138,21 @@ impl Store {
             let why = "is not a directory of yours alone: name another one, or remove it";
             return Err(Error::Refused { path, why });
         }
-        probe(&dir).map_err(failed)?;
+        let full = match probe(&dir) {
+            // What is there can be read all the same.
+            Err(e) if matches!(e.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => Some(e),
+            probed => probed.map_err(failed).map(|()| None)?,
+        };
         let usage = trim::scan(&dir).map_err(failed)?;
         let limit = match options.limit {
             Some(limit) => limit,
             None => half_of_free(&dir, usage.bytes()).map_err(failed)?,
         };
-        let (stopped, sealed) = (AtomicBool::new(false), AtomicUsize::new(0));
-        Ok(Arc::new(Self { path, dir, limit, usage: Mutex::new(usage), stopped, sealed }))
+        let (held, usage) = (AtomicU64::new(usage.bytes()), Mutex::new(usage));
+        let store =
+            Self { path, dir, limit, usage, held, stopped: AtomicBool::default(), sealed: AtomicUsize::default() };
+        full.iter().for_each(|e| store.fail(e));
+        Ok(Arc::new(store))
     }
 
     /// Where it lies.
@@ -155,7 +164,7 @@ impl Store {
     /// Bytes that it holds, as of the last look at it and with what this process added since.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        lock(&self.usage).bytes()
+        self.held.load(Relaxed)
     }
 
     /// The most bytes that it may hold.
@@ -181,13 +190,10 @@ impl Store {
         if self.is_stopped() {
             return false;
         }
-        match lock(&self.usage).admit(&self.dir, self.limit, len) {
-            Ok(admitted) => admitted,
-            Err(e) => {
-                self.fail(&e);
-                false
-            }
-        }
+        let mut usage = lock(&self.usage);
+        let admitted = usage.admit(&self.dir, self.limit, len);
+        self.held.store(usage.bytes(), Relaxed);
+        admitted.inspect_err(|e| self.fail(e)).unwrap_or(false)
     }
 
     /// Writes no more from now on, and says so once.

@@ -494,6 +494,7 @@ fn what_is_corrupt_is_encoded_anew_and_heals() {
     let view = model.view(Some(open(dir.path())));
     assert!((0..2).all(|file| view.local_file(file).is_none()));
     model.check(&view);
+    assert!(view.settle(SOON));
     assert_eq!(model.encoded(), 2, "one tile of each file");
     assert_eq!(view.engine().snapshot().store_corrupt, 2);
     assert!(view.settle(SOON));
