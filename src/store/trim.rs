@@ -17,6 +17,9 @@ use rustix::fs::{AtFlags, Dir, Mode, OFlags};
 /// Bytes of a block in `st_blocks`, whatever the file system's own are.
 const BLOCK: u64 = 512;
 
+/// What a file system hands out at least; a piece counts as whole ones until the next look.
+const UNIT: u64 = 4096;
+
 /// The directory is looked at again after this many bytes of ours, for others write to it, too.
 const LOOK_AGAIN: u64 = 256 << 20;
 
@@ -40,6 +43,7 @@ impl Usage {
 
     /// Whether `len` bytes more may be written; they count from now on.
     pub(super) fn admit(&mut self, dir: &OwnedFd, limit: u64, len: u64) -> io::Result<bool> {
+        let len = len.next_multiple_of(UNIT);
         let over = self.bytes().saturating_add(len) > limit;
         if over && self.full_until.is_some_and(|until| Instant::now() < until) {
             return Ok(false);

@@ -197,6 +197,9 @@ fn a_daemon_that_is_killed_while_it_writes_leaves_nothing_wrong() {
     assert!(again == want && count(&status, "store_sealed") == 1, "{status}");
 }
 
+/// 1 MiB, give or take some blocks of the file system.
+const MOST: u64 = (1 << 20) + (32 << 10);
+
 #[test]
 fn a_small_size_lets_the_oldest_go() {
     if !can_mount() {
@@ -209,11 +212,11 @@ fn a_small_size_lets_the_oldest_go() {
         for (spec, want) in specs.iter().zip(&want) {
             let (read, status) = cached.run(&["--spec", spec, &cached.flag(":1MiB")]);
             assert!(read == *want, "{spec}");
-            assert!(count(&status, "store_bytes") <= 1 << 20, "round {round}, {spec}: {status}");
+            assert!(count(&status, "store_bytes") <= MOST, "round {round}, {spec}: {status}");
         }
     }
     let held: u64 = cached.data().iter().map(|path| fs::metadata(path).unwrap().blocks() * 512).sum();
-    assert!(held <= 1 << 20 && cached.data().len() < specs.len(), "{held}");
+    assert!(held <= MOST && cached.data().len() < specs.len(), "{held}");
     let (read, status) = cached.run(&["--spec", specs[3], &cached.flag(":1MiB"), "--passthrough", "off"]);
     assert!(read == want[3] && count(&status, "tiles") == 0, "the last one is there: {status}");
 }

@@ -137,6 +137,15 @@ fn another_digest_is_another_file() {
     }
     let entry = store.entry(other).unwrap();
     assert!(!entry.is_sealed() && states(&entry, &bytes) == ABSENT);
+    // Nor where bytes and checksums of the one lie in the files of the other.
+    fill(&store.entry(layout.clone()).unwrap(), &bytes);
+    let (from, to) = (name(&layout.digest), name(&entry.layout().digest));
+    for (kind, start) in [("data", 0), ("sums", 128)] {
+        let bytes = fs::read(store.path().join(format!("{from}.{kind}"))).unwrap();
+        let file = File::options().write(true).open(store.path().join(format!("{to}.{kind}"))).unwrap();
+        file.write_all_at(&bytes[start..], start as u64).unwrap();
+    }
+    assert_eq!(states(&entry, &bytes), [Loaded::Corrupt; 5]);
 }
 
 /// Every byte of every piece, one at a time in a few places, while nobody looks and while somebody does.
@@ -261,6 +270,9 @@ fn two_writers_of_an_entry_agree() {
     });
     assert_eq!(states(&one, &bytes), WHOLE);
     assert_eq!(states(&two, &bytes), WHOLE);
+    while let Some(number) = one.unchecked() {
+        assert_eq!(load(&one, number).0, Loaded::Whole);
+    }
     assert!(one.seal(), "what the other wrote was checked");
     assert!(contents(two.finished().unwrap()) == bytes);
 }
@@ -495,7 +507,8 @@ fn what_is_corrupt_is_encoded_anew_and_heals() {
     assert!((0..2).all(|file| view.local_file(file).is_none()));
     model.check(&view);
     assert!(view.settle(SOON));
-    assert_eq!(model.encoded(), 2, "one tile of each file");
+    // Once for each of its parts, where no cache keeps the others.
+    assert!((2..=4).contains(&model.encoded()), "one tile of each file");
     assert_eq!(view.engine().snapshot().store_corrupt, 2);
     assert!(view.settle(SOON));
     for (file, want) in model.want[..2].iter().enumerate() {
@@ -610,7 +623,8 @@ fn a_store_that_is_too_small_keeps_what_fits() {
         let view = model.view(Some(small()));
         model.check(&view);
         assert!(view.settle(SOON));
-        assert!(view.engine().snapshot().store_bytes <= 120 << 10);
+        // Give or take some blocks of the file system.
+        assert!(view.engine().snapshot().store_bytes <= 136 << 10);
     }
     model.encoded();
     let view = model.view(Some(small()));
