@@ -118,6 +118,7 @@ pub struct Store {
     usage: Mutex<Usage>,
     /// Of the usage, for those who may not wait for a look at the directory.
     held: AtomicU64,
+    full: AtomicBool,
     stopped: AtomicBool,
     sealed: AtomicUsize,
 }
@@ -138,7 +139,7 @@ impl Store {
             let why = "is not a directory of yours alone: name another one, or remove it";
             return Err(Error::Refused { path, why });
         }
-        let full = match probe(&dir) {
+        let no_space = match probe(&dir) {
             // What is there can be read all the same.
             Err(e) if matches!(e.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => Some(e),
             probed => probed.map_err(failed).map(|()| None)?,
@@ -149,9 +150,9 @@ impl Store {
             None => half_of_free(&dir, usage.bytes()).map_err(failed)?,
         };
         let (held, usage) = (AtomicU64::new(usage.bytes()), Mutex::new(usage));
-        let store =
-            Self { path, dir, limit, usage, held, stopped: AtomicBool::default(), sealed: AtomicUsize::default() };
-        full.iter().for_each(|e| store.fail(e));
+        let (full, stopped, sealed) = (AtomicBool::default(), AtomicBool::default(), AtomicUsize::default());
+        let store = Self { path, dir, limit, usage, held, full, stopped, sealed };
+        no_space.iter().for_each(|e| store.fail(e));
         Ok(Arc::new(store))
     }
 
@@ -185,6 +186,12 @@ impl Store {
         self.stopped.load(Relaxed)
     }
 
+    /// Whether it is worth while to make something for it: it has not failed, and what came last found room.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        !self.is_stopped() && !self.full.load(Relaxed)
+    }
+
     /// Whether there is room for so many bytes more, after entries that nobody uses were removed.
     pub(crate) fn admits(&self, len: u64) -> bool {
         if self.is_stopped() {
@@ -193,7 +200,9 @@ impl Store {
         let mut usage = lock(&self.usage);
         let admitted = usage.admit(&self.dir, self.limit, len);
         self.held.store(usage.bytes(), Relaxed);
-        admitted.inspect_err(|e| self.fail(e)).unwrap_or(false)
+        let admitted = admitted.inspect_err(|e| self.fail(e)).unwrap_or(false);
+        self.full.store(!admitted, Relaxed);
+        admitted
     }
 
     /// Writes no more from now on, and says so once.

@@ -214,7 +214,7 @@ impl View {
     /// Makes a tile for the store that found no room when it was delivered. Whether it is there now.
     fn remake(&self, weight: u32, tile: u32) -> bool {
         let (Some(stored), planned) = (&self.stored, &self.plan.weights[weight as usize]) else { return false };
-        if self.engine.store.as_ref().is_none_or(|store| store.is_stopped()) {
+        if self.engine.store.as_ref().is_none_or(|store| !store.has_room()) {
             return false;
         }
         if stored.has(planned, weight, tile) {

@@ -171,7 +171,9 @@ impl View {
     /// Hands a tile to the thread that stores them. Never waits.
     pub(super) fn offer_to_store(&self, weight: u32, tile: u32, parts: &Tile) {
         let Some(stored) = &self.stored else { return };
-        if self.engine.store.as_ref().is_none_or(|store| store.is_stopped()) {
+        let stopped = self.engine.store.as_ref().is_none_or(|store| store.is_stopped());
+        let mut files = stored.files_of(&self.plan.weights[weight as usize], weight);
+        if stopped || !files.any(|file| stored.entries[file].is_some()) {
             return;
         }
         if !stored.desk.offer(weight, tile, parts) {

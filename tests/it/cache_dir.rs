@@ -250,3 +250,60 @@ fn a_directory_that_goes_away_is_no_readers_error() {
     assert!(fs::read(cached.model.weights()).unwrap() == want);
     assert_eq!(count(&cached.model.status(), "errors"), 0);
 }
+
+/// A small ext4 of its own, thawed and unmounted at the end.
+struct Disk<'a>(&'a Path);
+
+impl Disk<'_> {
+    fn run(program: &str, args: &[&str]) -> bool {
+        std::process::Command::new(program).args(args).output().is_ok_and(|out| out.status.success())
+    }
+}
+
+impl<'a> Disk<'a> {
+    /// `None` where it cannot be made.
+    fn new(at: &'a Path, image: &str) -> Option<Self> {
+        File::create(image).unwrap().set_len(64 << 20).unwrap();
+        fs::create_dir(at).unwrap();
+        let made = Self::run("mkfs.ext4", &["-q", "-F", image]);
+        (made && Self::run("mount", &["-o", "loop", image, at.to_str().unwrap()])).then_some(Self(at))
+    }
+
+    fn freeze(&self, flag: &str) -> bool {
+        Self::run("fsfreeze", &[flag, self.0.to_str().unwrap()])
+    }
+}
+
+impl Drop for Disk<'_> {
+    fn drop(&mut self) {
+        self.freeze("-u");
+        Self::run("umount", &["--lazy", self.0.to_str().unwrap()]);
+    }
+}
+
+#[test]
+fn a_disk_that_hangs_in_writing_hangs_no_reader() {
+    if !can_mount_as_root() {
+        return;
+    }
+    let cached = Cached::new();
+    let (at, image) = (cached.dir(), cached.model.dir.path().join("image"));
+    let Some(disk) = Disk::new(&at, image.to_str().unwrap()) else {
+        writeln!(std::io::stderr(), "SKIPPED: no loop device, or no mkfs.ext4").unwrap();
+        return;
+    };
+    let (want, _) = cached.run(&[]);
+    cached.model.mounted(&[&cached.flag("")]);
+    assert!(disk.freeze("-f"));
+    let path = cached.model.weights();
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || tell.send(fs::read(path).unwrap()).ok());
+    let read = told.recv_timeout(Duration::from_secs(20));
+    let status = cached.model.status();
+    assert!(disk.freeze("-u"));
+    assert!(read.expect("an answer in time") == want);
+    assert_eq!((count(&status, "errors"), count(&status, "store_sealed")), (0, 0), "{status}");
+    assert!(cached.model.umount(&[]).status.success());
+    let (again, status) = cached.run(&[&cached.flag("")]);
+    assert!(again == want && count(&status, "store_sealed") == 1, "what waited was stored: {status}");
+}
