@@ -13,6 +13,9 @@
 //! | 5 | `fuse`, [`bulk`] | the kernel's protocol; what reads whole views |
 //! | 6 | `cli` | one file a verb |
 
+/// `bf16` and `f16`, of the version that is in signatures here.
+pub use half;
+
 pub mod num;
 pub mod tensor;
 

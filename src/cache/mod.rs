@@ -31,6 +31,11 @@ use shard::{Entry, Rank, Shard};
 /// beside the milliseconds of a miss.
 const SHARDS: usize = 16;
 
+/// Values that were served whole and are kept all the same: those whose last bytes may still be on their way to
+/// a reader. More would hold twice what the system's cache has, and cost new pages, which memory that is used
+/// again does not.
+const SPENT_BYTES: usize = 8 << 20;
+
 /// A lock whose holder panicked is taken as it is: every structure behind one is whole between any
 /// two statements that could panic.
 pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -134,6 +139,24 @@ impl<K: Copy + Eq + Hash + Debug> Cache<K> {
             self.used.fetch_sub(old.size(), Relaxed);
         }
         true
+    }
+
+    /// The memory of a value of this length that was served whole, to make another value in: the system's cache
+    /// has what it held. Nobody else holds it. `None` while few such values are here, and where none of the oldest
+    /// fits; one of them leaves all the same.
+    #[must_use]
+    pub fn reclaim(&self, len: usize) -> Option<Arc<[u8]>> {
+        let spent: usize = self.shards.iter().map(|s| lock(s).bytes()[Rank::Spent as usize]).sum();
+        if spent <= SPENT_BYTES {
+            return None;
+        }
+        let start = self.hand.fetch_add(1, Relaxed);
+        let mut shards = (0..self.shards.len()).map(|i| &self.shards[start.wrapping_add(i) % self.shards.len()]);
+        let fitting = shards.find_map(|shard| lock(shard).reclaim(len));
+        let fits = fitting.is_some();
+        let entry = fitting.or_else(|| self.pop(Rank::Spent))?;
+        self.used.fetch_sub(entry.size(), Relaxed);
+        fits.then(|| entry.into_value())
     }
 
     /// Takes `size` bytes of the budget, evicting until they are free.

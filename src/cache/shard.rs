@@ -36,6 +36,10 @@ impl Entry {
         self.value.len() + ENTRY_BYTES
     }
 
+    pub(super) fn into_value(self) -> Arc<[u8]> {
+        self.value
+    }
+
     pub(super) fn is_unread_codes(&self) -> bool {
         self.retain == Retain::Codes && self.served == 0
     }
@@ -149,6 +153,13 @@ impl<K: Copy + Eq + Hash + Debug> Shard<K> {
     /// Bytes in each list, in the order of [`Rank`].
     pub(super) fn bytes(&self) -> [usize; 3] {
         self.lists().map(|list| list.bytes)
+    }
+
+    /// The oldest entry that was served whole, where it has this length and nobody holds its value.
+    pub(super) fn reclaim(&mut self, len: usize) -> Option<Entry> {
+        let (_, oldest) = self.spent.entries.peek_lru()?;
+        let fits = oldest.value.len() == len && Arc::strong_count(&oldest.value) == 1;
+        if fits { self.spent.pop() } else { None }
     }
 
     /// The oldest entry of a rank.

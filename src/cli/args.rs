@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// The kernel's window where `--readahead` does not say: from here on a larger one gains little.
-const WINDOW: u64 = 4 << 20;
+pub(super) const WINDOW: u64 = 4 << 20;
 
 /// What a mount may use of the machine.
 #[derive(Args, Clone, Debug)]

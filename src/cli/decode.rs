@@ -1,6 +1,11 @@
 //! What the verbs that run a decoder share: how it computes, and on how many threads.
 
-use std::{num::NonZero, path::Path, thread};
+use std::{
+    io::{self, Write},
+    num::NonZero,
+    path::Path,
+    thread,
+};
 
 use clap::Args;
 use rayon::{ThreadPool, ThreadPoolBuilder};
@@ -44,6 +49,17 @@ impl DecodeArgs {
     pub(super) fn pool(&self) -> Result<ThreadPool, Failure> {
         Ok(ThreadPoolBuilder::new().num_threads(self.threads.unwrap_or(0)).build()?)
     }
+}
+
+/// Warns of texts that are longer than a model was made for. Whoever asked sees it whatever the log shows: such
+/// a model's answers are often nonsense.
+pub(super) fn warn_of_length(dir: &Path, decoder: &Decoder, wanted: usize, what: &str) -> io::Result<()> {
+    let Some(most) = decoder.config().max_positions.filter(|most| wanted > *most) else { return Ok(()) };
+    let path = dir.display();
+    writeln!(
+        io::stderr(),
+        "quantfs: warning: {path}: the model was made for {most} tokens (max_position_embeddings), and {what} {wanted}"
+    )
 }
 
 /// `--threads`: more than cores never help, and a few times as many still end.

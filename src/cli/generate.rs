@@ -10,7 +10,10 @@ use clap::Args;
 use rayon::ThreadPool;
 
 use crate::{
-    cli::{Failure, decode::DecodeArgs},
+    cli::{
+        Failure,
+        decode::{DecodeArgs, warn_of_length},
+    },
     runtime::model::{Cache, Decoder, Sampler, Tokens},
 };
 
@@ -63,16 +66,11 @@ pub fn run(args: &Generate, out: &mut dyn Write) -> Result<(), Failure> {
     if prompt.is_empty() {
         return Err(Failure::usage("--prompt: the text has no token, and the tokenizer adds none"));
     }
-    warn_of_length(&decoder, prompt.len() + args.max_tokens);
+    let wanted = prompt.len().saturating_add(args.max_tokens);
+    warn_of_length(&args.dir, &decoder, wanted, "prompt and answer may have")?;
     let mut writer = Writer { decoder: &decoder, pool: &pool, cache: decoder.cache(), tokens: &tokens };
     let written = writer.write(&prompt, args.max_tokens, &mut sampler, out)?;
     tell(args, &tokens, prompt.len(), &written, out)
-}
-
-fn warn_of_length(decoder: &Decoder, wanted: usize) {
-    if let Some(most) = decoder.config().max_positions.filter(|most| wanted > *most) {
-        tracing::warn!("the model was made for {most} tokens; prompt and answer may have {wanted}");
-    }
 }
 
 struct Writer<'a> {

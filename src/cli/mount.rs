@@ -186,11 +186,15 @@ fn mount_options(args: &Mount, view: &View) -> MountOptions {
     }
 }
 
+/// Threads that take requests.
+pub(super) fn fuse_threads() -> usize {
+    thread::available_parallelism().map_or(2, NonZero::get).clamp(2, MAX_FUSE_THREADS)
+}
+
 fn session_options(args: &Mount) -> SessionOptions {
-    let cores = thread::available_parallelism().map_or(2, NonZero::get);
     SessionOptions {
         owner: args.mount.owner(),
-        threads: cores.clamp(2, MAX_FUSE_THREADS),
+        threads: fuse_threads(),
         readahead: args.cache.window(),
         passthrough: args.cache.passthrough == Passthrough::Auto,
         epochs: true,

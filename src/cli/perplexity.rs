@@ -10,7 +10,11 @@ use clap::Args;
 
 use crate::{
     bulk::Progress,
-    cli::{Failure, decode::DecodeArgs, progress::Bar},
+    cli::{
+        Failure,
+        decode::{DecodeArgs, warn_of_length},
+        progress::Bar,
+    },
     runtime::{
         Arithmetic,
         model::{
@@ -95,6 +99,11 @@ fn measure(args: &Perplexity, stream: &[u32]) -> Result<Measured, Failure> {
     let decoder = args.decode.open(&args.dir)?;
     // A reference is what the other is measured by: its own arithmetic adds nothing.
     let reference = args.reference.as_deref().map(|dir| Decoder::open(dir, Arithmetic::Exact)).transpose()?;
+    for (dir, decoder) in [(Some(&args.dir), Some(&decoder)), (args.reference.as_ref(), reference.as_ref())] {
+        if let Some((dir, decoder)) = dir.zip(decoder) {
+            warn_of_length(dir, decoder, args.context, "inputs have")?;
+        }
+    }
     let inputs = perplexity::inputs(stream, args.context);
     let bar = Bar::of_tokens("perplexity");
     bar.begin((inputs.len() * args.context) as u64);

@@ -38,6 +38,9 @@ pub const PREFIX: u64 = 8;
 
 const METADATA: &str = "__metadata__";
 
+/// What to do about a file that is truncated.
+const AGAIN: &str = "; download, copy or write it again";
+
 /// A parsed header.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
@@ -78,12 +81,18 @@ pub fn header_len(first8: [u8; 8], file_len: u64) -> Result<u64, Malformed> {
     let len = u64::from_le_bytes(first8);
     if len > MAX_HEADER {
         return Err(Malformed::new(format!(
-            "the header would have {len} bytes, over the cap of {MAX_HEADER}: this is no safetensors file"
+            "the header would have {len} bytes, over the cap of {MAX_HEADER}: this is no safetensors file, whatever its \
+             name says; get the file that belongs here"
         )));
+    }
+    if len == 0 {
+        return Err(Malformed::new(
+            "it begins with zeros and has no header: a download that never finished? Download or write it again",
+        ));
     }
     if PREFIX + len > file_len {
         let what = format!(
-            "the header should end at offset {}, but the file ends at {file_len}: it is truncated",
+            "the header should end at offset {}, but the file ends at {file_len}: it is truncated{AGAIN}",
             PREFIX + len
         );
         return Err(Malformed::new(what));
@@ -101,7 +110,7 @@ pub fn read<E: From<Malformed>>(
     mut read_at: impl FnMut(u64, &mut [u8]) -> Result<(), E>,
 ) -> Result<Header, E> {
     if file_len < PREFIX {
-        let what = format!("the file has {file_len} bytes, too few for a header: it is truncated");
+        let what = format!("the file has {file_len} bytes, too few for a header: it is truncated{AGAIN}");
         return Err(Malformed::new(what).into());
     }
     let mut first8 = [0; 8];
@@ -145,7 +154,7 @@ fn data_ends_with_file(end: u64, file_len: u64) -> Result<(), Malformed> {
     match end.cmp(&file_len) {
         std::cmp::Ordering::Equal => Ok(()),
         std::cmp::Ordering::Greater => Err(Malformed::new(format!(
-            "the data should end at offset {end}, but the file ends at {file_len}: it is truncated"
+            "the data should end at offset {end}, but the file ends at {file_len}: it is truncated{AGAIN}"
         ))),
         std::cmp::Ordering::Less => Err(Malformed::new(format!(
             "the data ends at offset {end}, but the file has {} bytes more, which belong to no tensor",

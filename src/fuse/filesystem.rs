@@ -20,6 +20,8 @@ use fuser::{
     WriteFlags,
 };
 
+use crate::view;
+
 use super::{
     attr::Shape,
     errno::errno,
@@ -188,7 +190,7 @@ impl Adapter {
         Ok(())
     }
 
-    fn read_handle(&self, handle: FileHandle, offset: u64, len: u32, reply: ReplyData) {
+    fn read_handle(&self, handle: FileHandle, offset: u64, len: u32, access: view::Access, reply: ReplyData) {
         let Some(handle) = self.0.handles.get(handle) else { return reply.error(Errno::EBADF) };
         match handle.as_ref() {
             Handle::Live(content) => {
@@ -200,6 +202,7 @@ impl Adapter {
                 *node,
                 offset,
                 len,
+                access,
                 Box::new(move |bytes| match bytes {
                     Ok(bytes) => reply.data(bytes),
                     Err(e) => reply.error(Errno::from_i32(errno(&e))),
@@ -281,11 +284,13 @@ impl Filesystem for Adapter {
         handle: FileHandle,
         offset: u64,
         len: u32,
-        _: OpenFlags,
+        flags: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        guarded("read", || self.read_handle(handle, offset, len, reply));
+        let direct = flags.0 & libc::O_DIRECT != 0;
+        let access = if direct { view::Access::Direct } else { view::Access::Detect };
+        guarded("read", || self.read_handle(handle, offset, len, access, reply));
     }
 
     fn release(

@@ -96,10 +96,10 @@ impl Generation {
     }
 
     /// Answers a read of a file of the view, now or later; at its end with fewer bytes.
-    pub(super) fn read_then(&self, index: u32, offset: u64, len: u32, done: Done) {
+    pub(super) fn read_then(&self, index: u32, offset: u64, len: u32, access: Access, done: Done) {
         // A handle of kind file is only made of files.
         let file = self.file(index).unwrap_or(usize::MAX);
-        self.view.read_then(file, offset, len as usize, Access::Detect, done);
+        self.view.read_then(file, offset, len as usize, access, done);
     }
 }
 

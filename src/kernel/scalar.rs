@@ -19,7 +19,7 @@ pub(super) static KERNELS: Kernels = Kernels {
     softmax: |row| body::attention::softmax(row),
     swiglu: |gate, up| body::attention::swiglu(gate, up),
     quantize_input: |product, x, codes, scales, sums| body::dot::quantize(product, x, codes, scales, sums),
-    spread: |bits, src, out| body::pack::unpack(bits, src, out),
+    spread: |bits, src, _, out| body::pack::unpack(bits, src, out),
     tile: |tiling, src, out| body::dot::tile(tiling, src, out),
     widen: |stored, src, out| body::dot::widen(stored, src, out),
     zero_points: |bits, blocks, src, scales, out| body::dot::zero_points(bits, blocks, src, scales, out),

@@ -1,7 +1,7 @@
 //! Where tensors lie: units into files, files into extents.
 //!
 //! By default a file of the view mirrors its source file. Parts of one weight lie next to each
-//! other; the data starts on a multiple of 64 bytes; units whose lengths are multiples of 8 come
+//! other; the data starts with a page; units whose lengths are multiples of 8 come
 //! first, so that every code word and scale is aligned.
 
 use std::time::SystemTime;
@@ -16,8 +16,9 @@ use crate::{
     tensor::TensorInfo,
 };
 
-/// Alignment of the data section: a cache line.
-const ALIGN: usize = 64;
+/// Alignment of the data section: a page. The kernel asks for whole pages, and who reads a header must not make it
+/// ask for weights.
+const ALIGN: usize = 4096;
 
 /// `__metadata__` of a header, in order.
 type Metadata = [(String, String)];

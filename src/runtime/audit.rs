@@ -55,6 +55,23 @@ impl std::fmt::Display for Audit {
 impl Weights {
     /// Compares names and shapes with what a program expects. A weight is expected under its dense
     /// name and shape (`X.weight`, `[out, in]`), however it is stored.
+    ///
+    /// ```
+    /// use quantfs::runtime::Weights;
+    /// # let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/mlx_lm/llama_q4_g64");
+    /// let weights = Weights::open(dir)?;
+    /// let audit = weights.audit([
+    ///     ("model.norm.weight", &[64][..]),
+    ///     ("model.layers.0.mlp.up_proj.weight", &[128, 64]), // 4-bit codes, scales and biases
+    ///     ("model.layers.0.mlp.gate_proj.weight", &[64, 64]),
+    ///     ("model.layers.7.mlp.up_proj.weight", &[128, 64]),
+    /// ]);
+    /// assert_eq!((audit.matched, audit.is_sound()), (2, false));
+    /// assert_eq!(audit.missing, ["model.layers.7.mlp.up_proj.weight"]);
+    /// assert_eq!(audit.mismatched[0].found, [128, 64]);
+    /// assert!(audit.to_string().starts_with("2 matched; 1 missing: model.layers.7.mlp.up_proj.weight; "));
+    /// # Ok::<(), quantfs::runtime::Error>(())
+    /// ```
     #[must_use]
     pub fn audit<'a>(&self, expected: impl IntoIterator<Item = (&'a str, &'a [usize])>) -> Audit {
         let mut audit = Audit::default();

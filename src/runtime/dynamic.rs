@@ -173,6 +173,18 @@ fn rows<'a>(banding: Banding, weight: &Weight, data: &'a [u8], band: Range<usize
 impl Weights {
     /// Puts quantized weights in the place of dense ones, for layers that are made from now on.
     ///
+    /// ```
+    /// use quantfs::runtime::{Weights, dynamic, quantize_dynamic};
+    /// # let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/mlx_lm/llama_src");
+    /// let mut weights = Weights::open(dir)?;
+    /// let dense = weights.linear("lm_head")?;
+    /// weights.apply(quantize_dynamic(&weights, &dynamic::int8(), |module, _| module == "lm_head"))?;
+    /// let quantized = weights.linear("lm_head")?;
+    /// assert!(quantized.is_quantized() && !dense.is_quantized(), "a layer that was made before stays what it is");
+    /// assert!(quantized.byte_len() < dense.byte_len());
+    /// # Ok::<(), quantfs::runtime::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// A module that these weights have not, or have with another shape; nothing is applied then.
     pub fn apply(&mut self, replaced: Replaced) -> Result<(), Error> {

@@ -6,6 +6,19 @@ use crate::{
 };
 
 /// A table of `rows` vectors of `cols` elements, quantized or not; cloning shares it.
+///
+/// ```
+/// use quantfs::runtime::Weights;
+/// # let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/mlx_lm/llama_q4_g64");
+/// let table = Weights::open(dir)?.embedding("model.embed_tokens")?; // 64 vectors of 64 elements, in 4 bits
+///
+/// // Only the rows that are asked for are decoded.
+/// let mut vectors = vec![0.0; 2 * table.cols()];
+/// table.forward(&[7, 9], &mut vectors)?;
+/// assert_eq!(vectors[..table.cols()], table.as_linear().dequantize()[7 * table.cols()..][..table.cols()]);
+/// assert!(table.forward(&[64], &mut vec![0.0; table.cols()]).is_err(), "ids are below 64");
+/// # Ok::<(), quantfs::runtime::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Embedding {
     matrix: Matrix,

@@ -11,11 +11,10 @@ use rayon::prelude::*;
 use crate::{
     quant::{
         Facts, Recognized, Scheme, Unsupported, Weight,
-        format::cast::Cast,
         operator::{Arithmetic, Bytes, Decoded, Operator},
     },
-    runtime::{Error, Tensor, dynamic, share},
-    tensor::Float,
+    runtime::{Error, dynamic, share},
+    tensor::byte_len,
 };
 
 /// Rows that the gradient decodes at a time, and columns that a thread adds up.
@@ -36,26 +35,15 @@ pub(super) struct Matrix {
 }
 
 impl Matrix {
-    /// A quantized weight over its parts, in the scheme's order.
-    pub(super) fn quantized(stem: &str, Recognized { scheme, weight }: Recognized, parts: Vec<Bytes>) -> Self {
-        let facts = Some(scheme.facts());
+    /// A matrix over its parts, in the scheme's order.
+    pub(super) fn new(Recognized { scheme, weight }: Recognized, parts: Vec<Bytes>, quantized: bool) -> Self {
+        let (stem, facts) = (weight.stem.clone(), quantized.then(|| scheme.facts()));
         let size = parts.iter().map(|part| part.len()).sum();
         let operator: Arc<dyn Operator> = match scheme.operator(&weight, &parts) {
             Some(operator) => operator,
             None => Arc::new(Decoded::new(scheme, weight, parts)),
         };
-        Self { stem: stem.to_owned(), operator, facts, size }
-    }
-
-    /// A weight in full precision, decoded by row.
-    pub(super) fn dense(stem: &str, tensor: &Tensor, float: Float) -> Result<Self, Error> {
-        let shape = tensor.info.shape.clone();
-        if shape.len() < 2 {
-            return Err(tensor.wrong(format!("it has shape {shape:?}, and is no matrix")));
-        }
-        let weight = Weight { stem: stem.to_owned(), float, shape };
-        let operator = Decoded::new(Arc::new(Cast), weight, vec![tensor.bytes.clone()]);
-        Ok(Self { stem: stem.to_owned(), operator: Arc::new(operator), facts: None, size: tensor.bytes.len() })
+        Self { stem, operator, facts, size }
     }
 
     fn wrong(&self, why: String) -> Error {
@@ -110,15 +98,23 @@ impl QuantizedLinear {
     /// # Errors
     /// A shape that the scheme cannot store, data of another length.
     pub fn quantize(scheme: &Arc<dyn Scheme>, weight: Weight, data: &[u8]) -> Result<Self, Error> {
-        let (stem, needed) = (weight.stem.clone(), weight.elements() * weight.float.size());
-        if data.len() != needed {
-            let why = format!("{} bytes were given; its shape {:?} takes {needed}", data.len(), weight.shape);
+        let (stem, shape) = (weight.stem.clone(), &weight.shape);
+        let unsupported = |Unsupported(why)| Error::Unsupported { layer: stem.clone(), why };
+        if shape.len() > 2 {
+            let why =
+                format!("it has shape {shape:?}, and a layer is one matrix: quantize those of a stack one by one");
+            return Err(unsupported(Unsupported(why)));
+        }
+        let needed = byte_len(weight.float.dtype(), shape);
+        if needed != Some(data.len()) {
+            let takes = needed.map_or("more than can be counted".to_owned(), |n| n.to_string());
+            let why = format!("{} bytes were given; its shape {shape:?} takes {takes}", data.len());
             return Err(Error::Lengths { layer: stem, why });
         }
         let parts = dynamic::encode(&**scheme, &weight, data);
-        let parts = parts.map_err(|Unsupported(why)| Error::Unsupported { layer: stem.clone(), why })?;
+        let parts = parts.map_err(unsupported)?;
         let found = Recognized { scheme: Arc::clone(scheme), weight };
-        Ok(Self::new(Matrix::quantized(&stem, found, parts), None))
+        Ok(Self::new(Matrix::new(found, parts, true), None))
     }
 
     /// The same layer with another arithmetic of its calls.
@@ -231,6 +227,15 @@ impl QuantizedLinear {
     /// As [`forward_batch`](Self::forward_batch), with bf16 inputs and outputs; computes in f32 and
     /// rounds once, half to even.
     ///
+    /// ```
+    /// use quantfs::{half::bf16, runtime::Weights};
+    /// # let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/mlx_lm/llama_q4_g64");
+    /// let up = Weights::open(dir)?.linear("model.layers.0.mlp.up_proj")?;
+    /// let (x, mut y) = (vec![bf16::ONE; 64], vec![bf16::ZERO; 128]);
+    /// up.forward_bf16(&x, &mut y)?;
+    /// # Ok::<(), quantfs::runtime::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// As [`forward_batch`](Self::forward_batch).
     pub fn forward_bf16(&self, x: &[bf16], y: &mut [bf16]) -> Result<(), Error> {
@@ -295,7 +300,8 @@ impl QuantizedLinear {
 
     fn add_bias(&self, y: &mut [f32]) {
         if let Some(bias) = &self.bias {
-            for y in y.chunks_exact_mut(bias.len()) {
+            // Of no rows there is nothing to add.
+            for y in y.chunks_exact_mut(bias.len().max(1)) {
                 y.iter_mut().zip(&**bias).for_each(|(y, b)| *y += b);
             }
         }

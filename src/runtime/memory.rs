@@ -11,7 +11,7 @@ use memmap2::MmapMut;
 const LARGE: usize = 4 << 20;
 
 /// Bytes, at first zeros.
-pub(super) enum Memory {
+pub(crate) enum Memory {
     Small { bytes: Vec<u8>, range: Range<usize> },
     Large(MmapMut),
 }
@@ -21,7 +21,7 @@ impl Memory {
 
     /// # Errors
     /// So much memory is not to be had.
-    pub(super) fn zeros(len: usize) -> io::Result<Self> {
+    pub(crate) fn zeros(len: usize) -> io::Result<Self> {
         if len < LARGE {
             let bytes = vec![0; len + Self::LINE];
             let start = bytes.as_ptr().align_offset(Self::LINE).min(Self::LINE);
@@ -34,7 +34,7 @@ impl Memory {
         Ok(Self::Large(map))
     }
 
-    pub(super) fn bytes(&mut self) -> &mut [u8] {
+    pub(crate) fn bytes(&mut self) -> &mut [u8] {
         match self {
             Self::Small { bytes, range } => &mut bytes[range.clone()],
             Self::Large(map) => map,

@@ -11,6 +11,8 @@ use std::{
     sync::Arc,
 };
 
+use memmap2::Mmap;
+
 use crate::{
     container::{Malformed, index, safetensors},
     quant::operator::Bytes,
@@ -136,11 +138,16 @@ fn tensors(path: &Path, loading: Loading) -> Result<Vec<Tensor>, Error> {
     let io = |e| Error::io(path, e);
     let file = File::open(path).map_err(io)?;
     let len = file.metadata().map_err(io)?.len();
-    let header = safetensors::read(len, |at, buf| file.read_exact_at(buf, at).map_err(Fault::Io))
-        .map_err(|fault| fault.at(path))?;
-    let owner: Arc<dyn AsRef<[u8]> + Send + Sync> = match loading {
-        Loading::Map => Arc::new(mmap::map(&file).map_err(io)?),
-        Loading::Read => Arc::new(load(&file, len).map_err(io)?),
+    let header =
+        expecting_little(&file, || safetensors::read(len, |at, buf| file.read_exact_at(buf, at).map_err(Fault::Io)));
+    let header = header.map_err(|fault| fault.at(path))?;
+    let map = match loading {
+        Loading::Map => Some(Arc::new(mmap::map(&file).map_err(io)?)),
+        Loading::Read => None,
+    };
+    let owner: Arc<dyn AsRef<[u8]> + Send + Sync> = match &map {
+        Some(map) => Arc::<Mmap>::clone(map),
+        None => Arc::new(load(&file, len).map_err(io)?),
     };
     let shared: Arc<Path> = path.into();
     let mut all = Vec::with_capacity(header.tensors.len());
@@ -152,9 +159,25 @@ fn tensors(path: &Path, loading: Loading) -> Result<Vec<Tensor>, Error> {
             path: path.display().to_string(),
             why: "the file became shorter while it was opened".to_owned(),
         })?;
-        all.push(Tensor::new(info, bytes, Arc::clone(&shared)));
+        let mapped = map.clone().zip(usize::try_from(range.start).ok());
+        all.push(Tensor::new(info, bytes, Arc::clone(&shared), mapped));
     }
     Ok(all)
+}
+
+/// Reads without what the kernel would read ahead: behind a header lie weights, which a mount computes.
+fn expecting_little<T>(file: &File, read: impl FnOnce() -> T) -> T {
+    #[cfg(target_os = "linux")]
+    let advise = |advice| {
+        // Where the file system takes no advice, opening is slower and nothing else.
+        let _refused = rustix::fs::fadvise(file, 0, None, advice);
+    };
+    #[cfg(target_os = "linux")]
+    advise(rustix::fs::Advice::Random);
+    let done = read();
+    #[cfg(target_os = "linux")]
+    advise(rustix::fs::Advice::Normal);
+    done
 }
 
 fn load(file: &File, len: u64) -> std::io::Result<Memory> {

@@ -48,6 +48,10 @@ pub(super) fn multiply_together<'a>(
     let mut jobs: Vec<_> = jobs.into_iter().map(|(operator, a, y)| (operator, operator.prepare(x, a), y)).collect();
     let mut chunks = vec![];
     for (operator, inputs, y) in &mut jobs {
+        if x.is_empty() {
+            y.fill(0.0);
+            continue;
+        }
         let (operator, chunk) = (*operator, chunk_rows(operator.rows(), operator.cols()));
         chunks.extend(y.chunks_mut(chunk).enumerate().map(|(i, y)| (operator, &*inputs, i * chunk, y)));
     }

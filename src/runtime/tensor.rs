@@ -2,9 +2,11 @@
 
 use std::{path::Path, sync::Arc};
 
+use memmap2::Mmap;
+
 use crate::{
     quant::{format::widen, operator::Bytes},
-    runtime::Error,
+    runtime::{Error, mmap},
     tensor::{Float, TensorInfo},
 };
 
@@ -16,11 +18,16 @@ pub struct Tensor {
     /// The elements, little endian, at any alignment: files that others wrote pad nothing.
     pub bytes: Bytes,
     file: Arc<Path>,
+    /// The mapping that it lies in, and where.
+    mapped: Option<(Arc<Mmap>, usize)>,
 }
 
+/// Bytes of a tensor that is fetched alone: norms and biases, which lie between weights.
+const LITTLE: usize = 1 << 20;
+
 impl Tensor {
-    pub(super) fn new(info: TensorInfo, bytes: Bytes, file: Arc<Path>) -> Self {
-        Self { info, bytes, file }
+    pub(super) fn new(info: TensorInfo, bytes: Bytes, file: Arc<Path>, mapped: Option<(Arc<Mmap>, usize)>) -> Self {
+        Self { info, bytes, file, mapped }
     }
 
     /// The file that holds it.
@@ -42,6 +49,9 @@ impl Tensor {
     /// A tensor whose dtype is not bf16, f16 or f32.
     pub fn to_f32(&self) -> Result<Vec<f32>, Error> {
         let from = self.float()?;
+        if let Some((map, start)) = self.mapped.as_ref().filter(|_| self.bytes.len() <= LITTLE) {
+            mmap::fetch(map, *start..start + self.bytes.len());
+        }
         let mut values = vec![0.0; self.bytes.len() / from.size()];
         widen(from, &self.bytes, &mut values);
         Ok(values)

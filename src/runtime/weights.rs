@@ -7,21 +7,46 @@
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use crate::{
     container::json,
-    quant::{Module, Recognized, Unsupported, operator::Bytes, recognize::recognize, stated::Statements},
+    quant::{
+        Module, Recognized, Unsupported, Weight, format::cast::Cast, operator::Bytes, recognize::recognize,
+        stated::Statements,
+    },
     runtime::{
         Embedding, Error, QuantizedLinear, Tensor,
         dynamic::Replacement,
         linear::Matrix,
         shards::{self, Loading},
+        stored::Stored,
     },
     tensor::Float,
 };
 
 /// The tensors of a directory, and what is said of them. Layers that were made of it outlive it.
+///
+/// ```
+/// use quantfs::runtime::Weights;
+/// # let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/mlx_lm/llama_q4_g64");
+/// let mapped = Weights::open(dir)?; // an I/O error later on is a SIGBUS
+/// let loaded = Weights::read(dir)?; // takes the memory, and gives such an error here
+/// assert_eq!(mapped.names().count(), loaded.names().count());
+///
+/// // Tensors by name, layers by module.
+/// let norm = mapped.tensor("model.norm.weight")?;
+/// assert_eq!((norm.to_f32()?.len(), norm.info.shape.as_slice()), (64, &[64][..]));
+/// let up = mapped.linear("model.layers.0.mlp.up_proj")?;
+/// assert_eq!(up.dequantize(), loaded.linear("model.layers.0.mlp.up_proj")?.dequantize());
+/// assert_eq!(mapped.weight_shape("model.layers.0.mlp.up_proj"), Some(vec![128, 64]));
+///
+/// // What is not there is an error that says what is.
+/// let error = mapped.linear("model.layers.0.mlp.up_proj.weight").unwrap_err().to_string();
+/// assert!(error.contains("named without its `.weight`"), "{error}");
+/// # Ok::<(), quantfs::runtime::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Weights {
     path: PathBuf,
@@ -79,11 +104,36 @@ impl Weights {
     /// The layer of a module: its weight, however it is stored, and its bias where it has one.
     ///
     /// # Errors
-    /// A module without a weight, a weight that no format reads, a bias of another length.
+    /// A module without a weight, a weight that no format reads or that is no matrix, a bias of another length.
     pub fn linear(&self, stem: &str) -> Result<QuantizedLinear, Error> {
-        let matrix = self.matrix(stem)?;
-        let bias = self.tensors.get(&format!("{stem}.bias")).map(|bias| self.bias(bias, &matrix)).transpose()?;
+        let matrix = self.stored(stem)?.matrix()?;
+        let bias = self.bias(stem, matrix.operator.rows())?;
         Ok(QuantizedLinear::new(matrix, bias))
+    }
+
+    /// The layers of a module that is a stack of matrices, `[experts, out, in]`: one for each.
+    ///
+    /// ```
+    /// use quantfs::runtime::Weights;
+    /// # let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/mlx_lm/qwen3_moe_q4_g64");
+    /// let experts = Weights::open(dir)?.stack("model.layers.0.mlp.switch_mlp.up_proj")?;
+    /// let (x, mut y) = (vec![1.0; experts[1].cols()], vec![0.0; experts[1].rows()]);
+    /// experts[1].forward(&x, &mut y)?;
+    /// # Ok::<(), quantfs::runtime::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`linear`](Self::linear), and a weight that is no stack.
+    pub fn stack(&self, stem: &str) -> Result<Vec<QuantizedLinear>, Error> {
+        let matrices = self.stored(stem)?.stack()?;
+        let rows: usize = matrices.iter().map(|matrix| matrix.operator.rows()).sum();
+        let bias = self.bias(stem, rows)?;
+        let own = |i: usize, rows: usize| bias.as_ref().map(|all| all[i * rows..(i + 1) * rows].to_vec());
+        let layer = |(i, matrix): (usize, Matrix)| {
+            let bias = own(i, matrix.operator.rows());
+            QuantizedLinear::new(matrix, bias)
+        };
+        Ok(matrices.into_iter().enumerate().map(layer).collect())
     }
 
     /// The embedding of a module: a table whose rows are looked up.
@@ -91,7 +141,7 @@ impl Weights {
     /// # Errors
     /// As [`linear`](Self::linear).
     pub fn embedding(&self, stem: &str) -> Result<Embedding, Error> {
-        self.matrix(stem).map(Embedding::new)
+        self.stored(stem)?.matrix().map(Embedding::new)
     }
 
     /// The shape of a module's weight, `[out, in]` or `[experts, out, in]`, however it is stored.
@@ -116,10 +166,11 @@ impl Weights {
         parts.into_iter().flatten().map(|part| format!("{stem}{}", part.suffix)).collect()
     }
 
-    /// The weight of a module as something that multiplies.
-    fn matrix(&self, stem: &str) -> Result<Matrix, Error> {
+    /// The weight of a module, however it is stored.
+    fn stored(&self, stem: &str) -> Result<Stored, Error> {
         if let Some(Replacement { found, parts }) = self.replaced.get(stem) {
-            return Ok(Matrix::quantized(stem, found.clone(), parts.clone()));
+            let file = self.path.display().to_string();
+            return Ok(Stored { found: found.clone(), parts: parts.clone(), quantized: true, file });
         }
         match recognize(&self.module(stem)) {
             Some(found) => {
@@ -131,13 +182,14 @@ impl Weights {
         }
     }
 
-    fn quantized(&self, stem: &str, found: Recognized) -> Result<Matrix, Error> {
+    fn quantized(&self, stem: &str, found: Recognized) -> Result<Stored, Error> {
         let Recognized { scheme, weight } = found;
         let unreadable = |Unsupported(why)| Error::refused(&self.path, format!("{stem}: {why}"));
         let parts = scheme.parts(&weight).map_err(unreadable)?;
         let bytes = parts.iter().map(|part| Ok(self.tensor(&format!("{stem}{}", part.suffix))?.bytes.clone()));
-        let bytes: Vec<Bytes> = bytes.collect::<Result<_, Error>>()?;
-        Ok(Matrix::quantized(stem, Recognized { scheme, weight }, bytes))
+        let parts: Vec<Bytes> = bytes.collect::<Result<_, Error>>()?;
+        let file = self.tensor(&format!("{stem}.weight"))?.file().display().to_string();
+        Ok(Stored { found: Recognized { scheme, weight }, parts, quantized: true, file })
     }
 
     /// Floating tensors that are weights by their name, of modules that no format stores.
@@ -152,7 +204,7 @@ impl Weights {
         self.replaced.extend(layers);
     }
 
-    fn dense(&self, stem: &str) -> Result<Matrix, Error> {
+    fn dense(&self, stem: &str) -> Result<Stored, Error> {
         let weight = self.tensor(&format!("{stem}.weight"))?;
         let dtype = weight.info.dtype;
         let Some(float) = Float::of(dtype) else {
@@ -161,16 +213,19 @@ impl Weights {
                 self.suffixes(stem)
             )));
         };
-        Matrix::dense(stem, weight, float)
+        let (parts, file) = (vec![weight.bytes.clone()], weight.file().display().to_string());
+        let weight = Weight { stem: stem.to_owned(), float, shape: weight.info.shape.clone() };
+        Ok(Stored { found: Recognized { scheme: Arc::new(Cast), weight }, parts, quantized: false, file })
     }
 
-    fn bias(&self, bias: &Tensor, matrix: &Matrix) -> Result<Vec<f32>, Error> {
+    /// The bias of a module, where it has one, for so many rows.
+    fn bias(&self, stem: &str, rows: usize) -> Result<Option<Vec<f32>>, Error> {
+        let Some(bias) = self.tensors.get(&format!("{stem}.bias")) else { return Ok(None) };
         let values = bias.to_f32()?;
-        if values.len() != matrix.operator.rows() {
-            let rows = matrix.operator.rows();
+        if values.len() != rows {
             return Err(bias.wrong(format!("it has {} elements, but its weight has {rows} rows", values.len())));
         }
-        Ok(values)
+        Ok(Some(values))
     }
 
     /// The tensors of a module, and what is said of it.
@@ -185,8 +240,13 @@ impl Weights {
     }
 
     fn missing(&self, name: &str) -> Error {
-        let hint = self.tensors.keys().find(|held| held.ends_with(&format!(".{name}")));
-        let hint = hint.map_or(String::new(), |held| format!(", but {held} is"));
+        let hint = match name.strip_suffix(".weight").filter(|module| self.tensors.contains_key(*module)) {
+            Some(tensor) => format!(", but {tensor} is: a module is named without its `.weight`"),
+            None => {
+                let longer = self.tensors.keys().find(|held| held.ends_with(&format!(".{name}")));
+                longer.map_or(String::new(), |held| format!(", but {held} is"))
+            }
+        };
         Error::Missing { tensor: name.to_owned(), path: self.path.display().to_string(), hint }
     }
 }

@@ -32,6 +32,8 @@ pub enum Access {
     Sequential,
     /// Nothing follows.
     Random,
+    /// As [`Detect`](Self::Detect), past the system's cache: it will not have what was read.
+    Direct,
 }
 
 /// A read belongs to a stream if it starts at most this far before or behind where the stream is:
@@ -155,6 +157,11 @@ impl View {
             return;
         }
         let read = offset..offset.saturating_add(len as u64);
+        // Who reads a header has not begun with the weights behind it.
+        if Segments::new(&self.plan, &self.plan.files[file], read.clone()).all(|s| matches!(s.from, From::Bytes { .. }))
+        {
+            return;
+        }
         if let Some(order) = self.ahead.note(file, &read, access, limit, self.engine.cache.unread_evictions()) {
             let made = self.make_range(file, &order);
             order.progress.made.fetch_max(made, Relaxed);

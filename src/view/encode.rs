@@ -1,25 +1,28 @@
 //! One tile: elements from the origin, cast, encoded into all its parts at once.
 //!
-//! What comes out is a function of the source's elements and the scheme alone. Whatever is allocated
-//! here is either a part, which the caller hands on, or one of the reused [`Buffers`].
+//! What comes out is a function of the source's elements and the scheme alone. A tile is encoded in
+//! stretches that stay in a core's own cache from the read on. Parts, which the caller hands on, are made in
+//! the memory of parts that were delivered, the rest in reused [`Buffers`]: pages that are new to the process
+//! would cost more than the arithmetic.
 
 use std::{
     ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use crate::{
-    cache::lock,
+    cache::{Cache, lock},
     kernel::{Cast, kernels},
     plan::{Origin, Planned},
-    quant::{Axis, Content},
+    quant::{Axis, Banding, Content, Part},
     tensor::Rows,
 };
 
 use super::{
     counters::{Counters, add},
+    engine::PartKey,
     error::Failure,
     gather::{Gather, Reader, WINDOW},
 };
@@ -29,6 +32,10 @@ pub(super) type Tile = Arc<[Arc<[u8]>]>;
 
 /// What unused buffers may keep in all; see the pool's allowances.
 const IDLE_BYTES: usize = 6 << 20;
+
+/// Source bytes of a stretch: with their cast and what becomes of them within a second-level cache of 1 MiB, and
+/// long enough that reads cost no more for it.
+const STRETCH_BYTES: usize = 256 << 10;
 
 /// Buffers that tiles are made in, reused from tile to tile.
 #[derive(Debug, Default)]
@@ -78,25 +85,58 @@ fn dimensions(planned: &Planned, band: &Range<usize>) -> (usize, usize) {
     }
 }
 
-/// Bytes that encoding a tile takes at most: elements, their cast, the window, the parts.
-pub(super) fn cost(planned: &Planned, tile: u32) -> usize {
-    let (rows, cols) = dimensions(planned, &band(planned, tile));
-    let origin = &planned.origin;
-    let cast = if is_cast(origin) { origin.float.size() } else { 0 };
-    let size = origin.stored.size();
-    let window = if origin.pieces.iter().all(|p| p.col_stride == size && p.rows == 1) { 0 } else { WINDOW };
-    rows * cols * (size + cast) + window + lengths(planned, tile).iter().sum::<usize>()
+/// Whether elements are read as they lie, in long runs, and not picked out of a window.
+fn is_straight(origin: &Origin) -> bool {
+    origin.pieces.iter().all(|p| p.col_stride == origin.stored.size() && p.rows == 1)
 }
 
-/// Bytes of each part of a tile.
-fn lengths(planned: &Planned, tile: u32) -> Vec<usize> {
-    shares(planned, tile).map(|share| share.len()).collect()
+/// Length of a stretch along the axis. Elements that are picked are read once a tile.
+fn stretch(planned: &Planned) -> usize {
+    let Banding { axis, granule } = planned.banding;
+    let line = match axis {
+        Axis::Flat => 1,
+        Axis::Rows => planned.weight.cols(),
+        Axis::Columns => return planned.tile,
+    };
+    let bytes = granule * line * planned.origin.stored.size();
+    if is_straight(&planned.origin) { granule * (STRETCH_BYTES / bytes.max(1)).max(1) } else { planned.tile }
+}
+
+/// The stretches of a band, in order.
+fn stretches(planned: &Planned, band: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let step = stretch(planned);
+    band.clone().step_by(step).map(move |start| start..start.saturating_add(step).min(band.end))
+}
+
+/// Bytes that encoding a tile takes at most: elements of a stretch, their cast, the window, the parts.
+pub(super) fn cost(planned: &Planned, tile: u32) -> usize {
+    let band = band(planned, tile);
+    let first = stretches(planned, band.clone()).next().unwrap_or(0..0);
+    let (rows, cols) = dimensions(planned, &first);
+    let origin = &planned.origin;
+    let cast = if is_cast(origin) { origin.float.size() } else { 0 };
+    let window = if is_straight(origin) { 0 } else { WINDOW };
+    rows * cols * (origin.stored.size() + cast) + window + places(planned, &band).map(|part| part.len()).sum::<usize>()
+}
+
+/// The bytes of each part that a band makes.
+fn places(planned: &Planned, band: &Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let extent = planned.banding.extent(&planned.weight);
+    planned.parts.iter().map(move |part| part.range(planned.banding, extent, band.clone()))
+}
+
+/// The bytes of the tiled parts that a stretch makes, cut off from what is left of all parts.
+fn cut<'a>(planned: &Planned, stretch: &Range<usize>, rest: &mut [&'a mut [u8]]) -> Vec<&'a mut [u8]> {
+    let cut = rest.iter_mut().zip(places(planned, stretch)).map(|(rest, part)| rest.split_off_mut(..part.len()));
+    let tiled = |part: &Part| matches!(part.content, Content::Tiled { .. });
+    cut.zip(&planned.parts).filter(|(_, part)| tiled(part)).filter_map(|(out, _)| out).collect()
 }
 
 /// Where the share of a tile lies in each part; empty for constants.
 pub(super) fn shares(planned: &Planned, tile: u32) -> impl Iterator<Item = Range<usize>> {
+    let band = band(planned, tile);
     let extent = planned.banding.extent(&planned.weight);
-    planned.parts.iter().map(move |part| part.range(planned.banding, extent, band(planned, tile)))
+    planned.parts.iter().map(move |part| part.range(planned.banding, extent, band.clone()))
 }
 
 /// What encoding needs of its engine and view.
@@ -104,6 +144,8 @@ pub(super) struct Encoder<'a> {
     pub(super) reader: Reader<'a>,
     pub(super) counters: &'a Counters,
     pub(super) shelf: &'a Shelf,
+    /// Where parts that were delivered give their memory up.
+    pub(super) cache: &'a Cache<PartKey>,
 }
 
 impl Encoder<'_> {
@@ -117,28 +159,28 @@ impl Encoder<'_> {
 
     fn encode(&self, planned: &Planned, tile: u32, buffers: &mut Buffers) -> Result<Tile, Failure> {
         let band = band(planned, tile);
-        let (rows, cols) = dimensions(planned, &band);
-        self.gather(planned, band, rows * cols, buffers)?;
-        let started = Instant::now();
-        self.look_for_odd(planned, tile, &buffers.stored);
-        let data = prepare(&planned.origin, rows * cols, buffers);
-        let mut parts: Vec<Arc<[u8]>> = lengths(planned, tile).into_iter().map(zeroed).collect();
-        let mut out: Vec<&mut [u8]> = parts
-            .iter_mut()
-            .zip(&planned.parts)
-            .filter(|(_, part)| matches!(part.content, Content::Tiled { .. }))
-            .filter_map(|(bytes, _)| Arc::get_mut(bytes))
-            .collect();
-        planned.scheme.encode(Rows { data, float: planned.origin.float, rows, cols }, &mut out);
-        add(&self.counters.encode_ns, usize::try_from(started.elapsed().as_nanos()).unwrap_or(usize::MAX));
+        let mut parts: Vec<Arc<[u8]>> = places(planned, &band).map(|part| memory(self.cache, part.len())).collect();
+        let mut rest: Vec<&mut [u8]> = parts.iter_mut().filter_map(Arc::get_mut).collect();
+        let (mut odd, mut busy) = (0, Duration::ZERO);
+        for stretch in stretches(planned, band) {
+            let (rows, cols) = dimensions(planned, &stretch);
+            let mut out = cut(planned, &stretch, &mut rest);
+            self.gather(planned, stretch, rows * cols, buffers)?;
+            let started = Instant::now();
+            odd += kernels().not_finite(planned.origin.stored, &buffers.stored);
+            let data = prepare(&planned.origin, rows * cols, buffers);
+            planned.scheme.encode(Rows { data, float: planned.origin.float, rows, cols }, &mut out);
+            busy += started.elapsed();
+        }
+        self.tell_odd(planned, tile, odd);
+        add(&self.counters.encode_ns, usize::try_from(busy.as_nanos()).unwrap_or(usize::MAX));
         add(&self.counters.tiles, 1);
         Ok(parts.into())
     }
 
     /// NaN and infinite elements have the bytes that the reference library gives them; they are
     /// counted, since whoever reads the view should know.
-    fn look_for_odd(&self, planned: &Planned, tile: u32, stored: &[u8]) {
-        let count = kernels().not_finite(planned.origin.stored, stored);
+    fn tell_odd(&self, planned: &Planned, tile: u32, count: usize) {
         if count == 0 {
             return;
         }
@@ -166,6 +208,11 @@ impl Encoder<'_> {
     }
 }
 
+/// Room for a part, with anything in it.
+pub(super) fn memory(cache: &Cache<PartKey>, len: usize) -> Arc<[u8]> {
+    cache.reclaim(len).unwrap_or_else(|| std::iter::repeat_n(0, len).collect())
+}
+
 /// The gathered elements as the scheme wants them: plus one, cast.
 fn prepare<'a>(origin: &Origin, count: usize, buffers: &'a mut Buffers) -> &'a [u8] {
     if !is_cast(origin) {
@@ -179,8 +226,4 @@ fn prepare<'a>(origin: &Origin, count: usize, buffers: &'a mut Buffers) -> &'a [
 
 fn is_cast(origin: &Origin) -> bool {
     origin.plus_one || origin.stored != origin.float
-}
-
-pub(super) fn zeroed(len: usize) -> Arc<[u8]> {
-    std::iter::repeat_n(0, len).collect()
 }

@@ -225,7 +225,8 @@ impl View {
     /// Makes a tile, wherever it may be kept already.
     pub(super) fn encode_only(&self, weight: u32, tile: u32) -> Result<Tile, Failure> {
         let engine = &*self.engine;
-        let encoder = Encoder { reader: self.reader(), counters: &engine.counters, shelf: &engine.shelf };
+        let reader = self.reader();
+        let encoder = Encoder { reader, counters: &engine.counters, shelf: &engine.shelf, cache: &engine.cache };
         encoder.tile(&self.plan.weights[weight as usize], tile)
     }
 }

@@ -23,7 +23,7 @@ use super::{
     ahead::Access,
     counters::add,
     deadline::{Due, Expire},
-    engine::TileKey,
+    engine::{PartKey, TileKey},
     error::{Failure, Place, ReadError},
     pool::{Lane, Permit},
     segment::{From, Segment, Segments},
@@ -118,11 +118,11 @@ impl View {
             Ok(len) => len,
             Err(e) => return finish(Err(e)),
         };
-        if let Some(bytes) = self.at_hand(file, offset, len) {
+        if let Some(bytes) = self.at_hand(file, offset, len, access) {
             counters.served(len);
             finish(Ok(bytes));
         } else {
-            self.park(file, offset, len, finish);
+            self.park((file, offset, len), access, finish);
         }
         self.look_ahead(file, offset, len, access);
     }
@@ -132,7 +132,7 @@ impl View {
     }
 
     /// The bytes of a read that misses nothing.
-    fn at_hand(&self, file: usize, offset: u64, len: usize) -> Option<Bytes> {
+    fn at_hand(&self, file: usize, offset: u64, len: usize, access: Access) -> Option<Bytes> {
         let mut found = Vec::new();
         for segment in self.segments(file, offset, len) {
             found.push(match segment.from {
@@ -145,7 +145,7 @@ impl View {
             });
         }
         for (bytes, key) in &found {
-            key.iter().for_each(|key| self.engine.cache.served(key, bytes.len()));
+            key.iter().for_each(|key| self.served(key, bytes.len(), access));
         }
         if found.len() == 1 {
             return found.pop().map(|(bytes, _)| bytes);
@@ -155,11 +155,18 @@ impl View {
         (whole.len() == len).then_some(Bytes::Own(whole))
     }
 
-    fn park(self: &Arc<Self>, file: usize, offset: u64, len: usize, finish: Finish) {
+    /// Tells the cache what it need not keep since the system's has it.
+    fn served(&self, key: &PartKey, bytes: usize, access: Access) {
+        if access != Access::Direct {
+            self.engine.cache.served(key, bytes);
+        }
+    }
+
+    fn park(self: &Arc<Self>, (file, offset, len): (usize, u64, usize), access: Access, finish: Finish) {
         let counters = &self.engine.counters;
         add(&counters.waits, 1);
         add(&counters.pending, 1);
-        let parked = Arc::new(Parked::new(self, file, offset, len, finish));
+        let parked = Arc::new(Parked::new(self, (file, offset, len), access, finish));
         let weak = Arc::downgrade(&parked);
         let _ = parked.due.set(self.engine.watchdog.watch(weak));
         if let Some(permit) = self.engine.pool.try_permit(Lane::Reply, len) {
@@ -203,14 +210,14 @@ impl View {
         let key = self.key(weight, tile);
         let range = at..at + segment.len;
         if let Some(value) = self.engine.cache.peek(&key.part(part)) {
-            self.engine.cache.served(&key.part(part), range.len());
+            self.served(&key.part(part), range.len(), slot.parked.access);
             return slot.fill(Bytes::Shared(value, range));
         }
         let view = Arc::clone(self);
         let place = slot.place();
         let then = move |outcome: Result<super::encode::Tile, Failure>| match outcome {
             Ok(parts) => {
-                view.engine.cache.served(&key.part(part), range.len());
+                view.served(&key.part(part), range.len(), slot.parked.access);
                 slot.fill(Bytes::Shared(Arc::clone(&parts[usize::from(part)]), range));
             }
             Err(failure) => slot.fail(failure),
@@ -245,6 +252,7 @@ struct Parked {
     file: usize,
     offset: u64,
     len: usize,
+    access: Access,
     due: OnceLock<Due>,
     state: Mutex<State>,
 }
@@ -267,9 +275,9 @@ impl Debug for Parked {
 }
 
 impl Parked {
-    fn new(view: &Arc<View>, file: usize, offset: u64, len: usize, finish: Finish) -> Self {
+    fn new(view: &Arc<View>, (file, offset, len): (usize, u64, usize), access: Access, finish: Finish) -> Self {
         let state = State { finish: Some(finish), missing: usize::MAX, buffer: Vec::new(), permit: None };
-        Self { view: Arc::clone(view), file, offset, len, due: OnceLock::new(), state: Mutex::new(state) }
+        Self { view: Arc::clone(view), file, offset, len, access, due: OnceLock::new(), state: Mutex::new(state) }
     }
 
     /// Whether the read is still to be answered; if so it now waits for so many segments.
@@ -292,8 +300,7 @@ impl Parked {
             bytes
         } else {
             let at = usize::try_from(offset - self.offset).unwrap_or(usize::MAX);
-            state.buffer.resize(self.len, 0);
-            state.buffer[at..at + bytes.len()].copy_from_slice(&bytes);
+            put(&mut state.buffer, self.len, at, &bytes);
             if state.missing > 0 {
                 return;
             }
@@ -341,6 +348,17 @@ impl Expire for Parked {
 impl Drop for Parked {
     fn drop(&mut self) {
         self.answer(Err(Failure::Stopped));
+    }
+}
+
+/// Puts a piece where it belongs. Pieces come in order nearly always: then no byte is written twice.
+fn put(buffer: &mut Vec<u8>, len: usize, at: usize, piece: &[u8]) {
+    buffer.reserve_exact(len - buffer.len());
+    if buffer.len() <= at {
+        buffer.resize(at, 0);
+        buffer.extend_from_slice(piece);
+    } else {
+        buffer[at..at + piece.len()].copy_from_slice(piece);
     }
 }
 

@@ -14,6 +14,7 @@ use std::{
 };
 
 use crate::{
+    cache::Cache,
     plan::{Content, File, Plan, Planned},
     source::{self, FileId, Source},
     store::{Entry, Layout, Loaded, Store},
@@ -22,7 +23,8 @@ use crate::{
 use super::{
     View,
     counters::add,
-    encode::{Tile, shares, zeroed},
+    encode::{Tile, memory, shares},
+    engine::PartKey,
     segment::{From, Segment, Segments},
     settle::Desk,
 };
@@ -112,11 +114,11 @@ impl Stored {
     }
 
     /// The parts of a tile, if all are there and right; whether one was wrong.
-    fn load(&self, planned: &Planned, weight: u32, tile: u32) -> Result<Tile, Loaded> {
+    fn load(&self, cache: &Cache<PartKey>, planned: &Planned, weight: u32, tile: u32) -> Result<Tile, Loaded> {
         let shares = self.shares(planned, weight, tile).ok_or(Loaded::Absent)?;
         let mut parts: Vec<Arc<[u8]>> = vec![Arc::from([]); planned.parts.len()];
         for share in shares {
-            let mut bytes = zeroed(share.len);
+            let mut bytes = memory(cache, share.len);
             let (entry, piece) = share.pieces.first().ok_or(Loaded::Absent)?;
             match entry.load(*piece, Arc::get_mut(&mut bytes).unwrap_or_default()) {
                 Loaded::Whole => parts[share.part] = bytes,
@@ -154,7 +156,8 @@ impl View {
     /// A tile from the store. Waits for the disk.
     pub(super) fn load_stored(&self, weight: u32, tile: u32) -> Option<Tile> {
         let counters = &self.engine.counters;
-        let loaded = self.stored.as_ref()?.load(&self.plan.weights[weight as usize], weight, tile);
+        let planned = &self.plan.weights[weight as usize];
+        let loaded = self.stored.as_ref()?.load(&self.engine.cache, planned, weight, tile);
         match &loaded {
             Ok(parts) => {
                 add(&counters.store_hits, 1);

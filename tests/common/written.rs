@@ -4,7 +4,13 @@ use std::{fs, path::Path, sync::Arc};
 
 use quantfs::{
     container::safetensors,
-    quant::{Axis, FORMATS, Scheme, Weight},
+    quant::{
+        Axis, FORMATS, Scheme, Weight,
+        format::{
+            matmul_nbits::{Block, MatMulNBits},
+            sym::{Per, Sym},
+        },
+    },
     tensor::{Dtype, Float, Rows, TensorInfo},
 };
 
@@ -58,4 +64,33 @@ pub(crate) fn scheme(format: &str, name: &str) -> Arc<dyn Scheme> {
     let format = FORMATS.iter().find(|f| f.name() == format).unwrap();
     let options: Vec<&str> = format.options(name).iter().map(|list| list[0]).collect();
     format.bind(name, &options).unwrap().unwrap()
+}
+
+/// Every scheme of the table under its default choices and each group, and those beside the table.
+pub(crate) fn schemes() -> Vec<(String, Arc<dyn Scheme>)> {
+    let mut found: Vec<(String, Arc<dyn Scheme>)> = vec![];
+    for format in FORMATS {
+        for name in format.schemes() {
+            let lists = format.options(name);
+            for first in lists.first().copied().unwrap_or(&[""]) {
+                let words: Vec<&str> = lists.iter().skip(1).map(|list| list[0]).collect();
+                let options = if lists.is_empty() { vec![] } else { [&[*first][..], &words].concat() };
+                if let Some(bound) = format.bind(name, &options).unwrap() {
+                    found.push((format!("{}-{name}-{}", format.name(), options.join("-")), bound));
+                }
+            }
+        }
+    }
+    for per in [Per::Row, Per::Tensor] {
+        found.push((format!("sym-{per:?}"), Arc::new(Sym { per })));
+    }
+    for bits in [2, 4, 8] {
+        for block in [Block::Of(16), Block::Of(128), Block::Row] {
+            for symmetric in [true, false] {
+                let bound = MatMulNBits::new(bits, block, symmetric).unwrap();
+                found.push((format!("nbits-{bits}-{block:?}-{symmetric}"), Arc::new(bound)));
+            }
+        }
+    }
+    found
 }

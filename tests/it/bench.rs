@@ -4,6 +4,8 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 
+use crate::common::written::{f32s, values, write};
+
 fn bench(words: &str) -> Output {
     Command::new(env!("CARGO_BIN_EXE_quantfs")).arg("bench").args(words.split_whitespace()).output().unwrap()
 }
@@ -58,6 +60,36 @@ fn quantizing_has_figures_on_one_thread_and_on_all() {
 }
 
 #[test]
+#[cfg(feature = "fuse")]
+fn reading_has_figures_beside_the_source() {
+    if !crate::mount::can_mount() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (a, b) = (
+        f32s("model.layers.0.mlp.up_proj.weight", &[512, 512], &values(1, 512 * 512)),
+        f32s("model.layers.0.mlp.down_proj.weight", &[8, 64], &values(2, 512)),
+    );
+    write(&dir.path().join("model.safetensors"), &[a, b], 8);
+    std::fs::write(dir.path().join("config.json"), r#"{"model_type":"llama"}"#).unwrap();
+    let words = format!("read {} --json --rounds 2 --threads 1 --spec 4bit --spec 8bit", dir.path().display());
+    let lines = figures(&words);
+    let cases: Vec<_> = lines.iter().map(|l| (l["case"].as_str().unwrap(), l["unit"].as_str().unwrap())).collect();
+    let each = [
+        ("cold", "GB/s of source"),
+        ("warm", "GB/s"),
+        ("fresh mapping", "GB/s"),
+        ("existing mapping", "GB/s"),
+        ("first layer", "ms"),
+        ("ready", "ms"),
+    ];
+    let expected =
+        ["mlx-4bit-g64", "mlx-8bit-g64"].iter().flat_map(|spec| each.map(|(c, unit)| (format!("{spec} {c}"), unit)));
+    let expected: Vec<_> = expected.collect();
+    assert_eq!(cases, expected.iter().map(|(case, unit)| (case.as_str(), *unit)).collect::<Vec<_>>());
+}
+
+#[test]
 fn a_table_is_printed_where_nobody_asks_for_json() {
     let done = bench(&format!("layers --threads 1 --inputs 1 --spec 4bit {SMALL}"));
     let text = String::from_utf8_lossy(&done.stdout);
@@ -67,6 +99,7 @@ fn a_table_is_printed_where_nobody_asks_for_json() {
 #[test]
 fn what_cannot_be_measured_is_refused() {
     for (words, code, why) in [
+        ("read /nowhere/at/all --spec 4bit", 1, "/nowhere/at/all"),
         ("layers --spec source", 2, "it quantizes nothing"),
         ("layers --spec 9bit", 2, "unknown spec"),
         ("layers --shape 64", 2, "two numbers are needed"),

@@ -131,6 +131,33 @@ fn what_was_served_leaves_first_and_parameters_last() {
 }
 
 #[test]
+fn memory_of_served_values_is_used_again() {
+    let cache = Cache::<u8>::new(100 << 20);
+    let put = |key, len| {
+        let value: Arc<[u8]> = vec![key; len].into();
+        assert!(cache.insert(key, Arc::clone(&value), Retain::Codes));
+        cache.served(&key, len);
+        value
+    };
+    let held = put(0, 1 << 20);
+    (1..7).for_each(|key| drop(put(key, 1 << 20)));
+    assert!(cache.reclaim(1 << 20).is_none(), "few values are kept for their last readers");
+    (7..10).for_each(|key| drop(put(key, 1 << 20)));
+    assert!(cache.insert(10, vec![10; 1 << 20].into(), Retain::Codes), "one that nobody read");
+    let reclaimed = cache.reclaim(1 << 20).expect("there are values enough");
+    assert!(reclaimed.len() == 1 << 20 && Arc::strong_count(&reclaimed) == 1);
+    assert!(!cache.contains(&reclaimed[0]) && reclaimed[0] != 10);
+    (11..14).for_each(|key| drop(put(key, 1 << 20)));
+    let before = cache.stats().entries;
+    assert!(cache.reclaim(1 << 19).is_none(), "of another length");
+    assert_eq!(cache.stats().entries, before - 1, "but one left");
+    while let Some(value) = cache.reclaim(1 << 20) {
+        assert_ne!(value.as_ptr(), held.as_ptr(), "somebody holds it");
+    }
+    assert_eq!(cache.validate(), Ok(()));
+}
+
+#[test]
 fn the_budget_holds_under_stress() {
     let limit = 64 << 10;
     let cache = Arc::new(Cache::<u64>::new(limit));

@@ -1,51 +1,19 @@
 //! What layers compute, against f64 on the decoded weights.
 
-use std::{fs, path::Path, sync::Arc};
+use std::{fs, path::Path};
 
 use half::bf16;
 use quantfs::{
     quant::{
-        FORMATS, Scheme, Weight,
-        format::{
-            matmul_nbits::{Block, MatMulNBits},
-            sym::{Per, Sym},
-        },
+        Scheme, Weight,
+        format::sym::{Per, Sym},
     },
     runtime::{Arithmetic, Embedding, QuantizedLinear, Weights, dynamic, quantize_dynamic},
     tensor::{Dtype, Float, TensorInfo},
 };
 use tempfile::TempDir;
 
-use crate::common::written::{Written, f32s, quantized, scheme, tensor, values, write};
-
-/// Every scheme of the table under its default choices and each group, and those beside the table.
-fn schemes() -> Vec<(String, Arc<dyn Scheme>)> {
-    let mut found: Vec<(String, Arc<dyn Scheme>)> = vec![];
-    for format in FORMATS {
-        for name in format.schemes() {
-            let lists = format.options(name);
-            for first in lists.first().copied().unwrap_or(&[""]) {
-                let words: Vec<&str> = lists.iter().skip(1).map(|list| list[0]).collect();
-                let options = if lists.is_empty() { vec![] } else { [&[*first][..], &words].concat() };
-                if let Some(bound) = format.bind(name, &options).unwrap() {
-                    found.push((format!("{}-{name}-{}", format.name(), options.join("-")), bound));
-                }
-            }
-        }
-    }
-    for per in [Per::Row, Per::Tensor] {
-        found.push((format!("sym-{per:?}"), Arc::new(Sym { per })));
-    }
-    for bits in [2, 4, 8] {
-        for block in [Block::Of(16), Block::Of(128), Block::Row] {
-            for symmetric in [true, false] {
-                let bound = MatMulNBits::new(bits, block, symmetric).unwrap();
-                found.push((format!("nbits-{bits}-{block:?}-{symmetric}"), Arc::new(bound)));
-            }
-        }
-    }
-    found
-}
+use crate::common::written::{Written, f32s, quantized, scheme, schemes, tensor, values, write};
 
 /// A directory with one file of tensors and a manifest of one layer.
 fn directory(tensors: &[Written], scheme: Option<(&dyn Scheme, &str, usize)>) -> TempDir {

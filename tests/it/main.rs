@@ -12,7 +12,11 @@ mod common;
 mod containers;
 #[cfg(all(feature = "cli", feature = "fuse"))]
 mod daemon;
+#[cfg(feature = "cli")]
+mod decode;
 mod dialects;
+#[cfg(target_os = "linux")]
+mod footprint;
 mod formats;
 mod golden;
 mod hostile;

@@ -35,6 +35,24 @@ fn the_families_are_those_with_a_case() {
     }
 }
 
+/// The program of the runtime's documentation, which the doctests run, without the lines that they hide.
+fn documented_program() -> String {
+    let source = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/runtime/mod.rs")).unwrap();
+    let doc: Vec<&str> = source.lines().map_while(|line| line.strip_prefix("//!")).collect();
+    let mut blocks = doc.split(|line| line.trim() == "```").skip(1).step_by(2);
+    let program = blocks.find(|block| block.iter().any(|line| line.contains("fn main() -> "))).unwrap();
+    let shown = program.iter().map(|line| line.strip_prefix(' ').unwrap_or(line)).filter(|line| !line.starts_with('#'));
+    shown.map(|line| format!("{line}\n")).collect()
+}
+
+#[test]
+fn the_worked_example_is_the_one_that_runs() {
+    let example = between("example");
+    let program = example.strip_prefix("```rust\n").unwrap().strip_suffix("```").unwrap();
+    assert!(program.lines().count() > 20, "{program}");
+    assert_eq!(program, documented_program(), "put the program of src/runtime/mod.rs there");
+}
+
 /// Every indented line of README that starts with `quantfs` is no usage error. The paths in it do
 /// not exist here, so that nothing is mounted.
 #[test]

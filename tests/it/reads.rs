@@ -167,6 +167,58 @@ fn windows_wider_than_one_read_are_cut() {
 }
 
 #[test]
+fn tiles_are_made_in_stretches() {
+    let mut random = Random::new(2);
+    let source = Arc::new(Memory::new(vec![random.bytes(4 << 20)]));
+    // Pieces of any length one after the other, and as one; granules that fit neither them nor a stretch.
+    let whole = vec![run(0, 3, 1000 * 1021, 4)];
+    let cut = vec![run(0, 3, 1021, 4), run(0, 9000, 700_000, 4), run(0, 12, 1000 * 1021 - 701_021, 4)];
+    for (axis, granule) in
+        [(Axis::Flat, 7), (Axis::Flat, 100_000), (Axis::Rows, 3), (Axis::Rows, 65), (Axis::Columns, 9)]
+    {
+        for pieces in [&whole, &cut] {
+            let origin = Origin { pieces: pieces.clone(), stored: Float::F32, float: Float::Bf16, plus_one: true };
+            let extent = if axis == Axis::Flat { 1000 * 1021 } else { 1000 };
+            let weight = planned("w", vec![1000, 1021], origin, Toy::new(axis, granule), extent / granule / 2 + 1);
+            let file = Layout::new("f").weight(0, &weight).file;
+            let plan = Plan { files: vec![file], weights: vec![weight], ..Plan::default() };
+            let want = materialize(&plan, &source);
+            let view = serve(plan, &source, options());
+            assert!(read(&view, 0, 0, want[0].len()).unwrap() == want[0], "{axis:?} {granule}");
+        }
+    }
+}
+
+/// What the page cache has is not kept twice, what it does not have is.
+#[test]
+fn what_was_delivered_gives_its_memory_up_unless_it_was_read_past_the_page_cache() {
+    let mut random = Random::new(5);
+    let source = Arc::new(Memory::new(vec![random.bytes(40 << 20)]));
+    for (access, again) in [(Access::Direct, false), (Access::Detect, true)] {
+        let origin = plain(vec![run(0, 0, 20 << 20, 2)], Float::Bf16);
+        let weight = planned("w", vec![20, 1 << 20], origin, Toy::new(Axis::Flat, 1 << 10), 512);
+        let file = Layout::new("f").weight(0, &weight).file;
+        let plan = Plan { files: vec![file], weights: vec![weight], ..Plan::default() };
+        let want = materialize(&plan, &source);
+        let view = serve(plan, &source, Options { cache_bytes: 256 << 20, ..options() });
+        let mut tiles = [0, 0];
+        for made in &mut tiles {
+            for at in (0..want[0].len()).step_by(1 << 20) {
+                let (tell, told) = channel();
+                let done = move |bytes: Result<&[u8], ReadError>| tell.send(bytes.map(<[u8]>::to_vec)).unwrap();
+                view.read_then(0, at as u64, 1 << 20, access, Box::new(done));
+                let bytes = told.recv_timeout(SOON).unwrap().unwrap();
+                assert!(bytes == share(&want[0], at as u64, 1 << 20), "{access:?} {at}");
+            }
+            *made = view.engine().snapshot().tiles;
+        }
+        assert_eq!(tiles[1] > tiles[0], again, "{access:?}: {tiles:?} tiles were made");
+        let kept = view.engine().snapshot().cache_bytes;
+        assert_eq!(kept < 10 << 20, again, "{access:?}: {kept} bytes are kept");
+    }
+}
+
+#[test]
 fn many_threads_read_the_same_bytes() {
     let mut random = Random::new(7);
     let source = any_source(&mut random);
@@ -409,9 +461,9 @@ fn hints_are_given_by_workers() {
     let view = View::new(Arc::new(plan), Arc::clone(&source) as Arc<dyn Source>, engine);
     let (tell, told) = channel();
     let its = Arc::clone(&view);
-    // Bytes that are known: all of this is done on the thread that asks.
+    // Past the header: who reads no further has not begun with what follows.
     thread::spawn(move || {
-        its.read_then(0, 0, 32, Access::Sequential, Box::new(|_| ()));
+        its.read_then(0, 0, 80, Access::Sequential, Box::new(|_| ()));
         tell.send(()).unwrap();
     });
     let asked = told.recv_timeout(Duration::from_secs(5));

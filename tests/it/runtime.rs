@@ -4,14 +4,22 @@ use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use quantfs::{runtime::Weights, tensor::Dtype};
+use quantfs::{
+    quant::{
+        Part, Weight,
+        format::sym::{Per, Sym},
+    },
+    runtime::{QuantizedLinear, Weights, quantize_dynamic},
+    tensor::{Dtype, Float, byte_len},
+};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::common::written::{Written, f32s, quantized, scheme, tensor, values, write};
+use crate::common::written::{Written, f32s, quantized, scheme, schemes, tensor, values, write};
 
 fn golden(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
@@ -34,10 +42,16 @@ fn what_mlx_lm_wrote_decodes_to_mlx_values() {
         let modules: BTreeMap<String, Value> = serde_json::from_value(modules.clone()).unwrap();
         for (stem, expected) in modules {
             let shape: Vec<usize> = serde_json::from_value(expected["shape"].clone()).unwrap();
-            assert_eq!(weights.weight_shape(&stem), Some(shape), "{directory} {stem}");
-            for layer in [weights.linear(&stem).unwrap(), memory.linear(&stem).unwrap()] {
-                assert!(layer.is_quantized());
-                assert_eq!(digest(&layer.dequantize()), expected["sum"].as_str().unwrap(), "{directory} {stem}");
+            assert_eq!(weights.weight_shape(&stem).as_ref(), Some(&shape), "{directory} {stem}");
+            for weights in [&weights, &memory] {
+                let layers = match shape[..] {
+                    [_, _] => vec![weights.linear(&stem).unwrap()],
+                    _ => weights.stack(&stem).unwrap(),
+                };
+                assert!(layers.iter().all(QuantizedLinear::is_quantized));
+                assert_eq!(layers.len() * layers[0].rows() * layers[0].cols(), shape.iter().product::<usize>());
+                let decoded: Vec<f32> = layers.iter().flat_map(QuantizedLinear::dequantize).collect();
+                assert_eq!(digest(&decoded), expected["sum"].as_str().unwrap(), "{directory} {stem}");
             }
         }
     }
@@ -164,7 +178,17 @@ fn what_does_not_fit_is_refused_and_named() {
             vec![],
             "its shapes fit 8 bits in groups of 32, or 4 bits in groups of 64, or 2 bits in groups of 128",
         ),
-        (parts("4bit"), said(json!({"group_size": 32, "bits": 4})), "are not the 4 bits in groups of 32"),
+        (
+            parts("4bit"),
+            said(json!({"group_size": 32, "bits": 4})),
+            "says 4 bits in groups of 32, but its shapes, with 256 bits to a group, fit 8 bits in groups of 32, or 4 bits in \
+             groups of 64, or 2 bits in groups of 128",
+        ),
+        (
+            parts("4bit"),
+            vec![("quantization.json", json!({"group_size": 128, "bits": 8}).to_string())],
+            "says 8 bits in groups of 128, but its shapes, with 256 bits to a group, fit 8 bits in groups of 32",
+        ),
         (parts("4bit"), said(json!({"group_size": 64, "bits": 4, "mode": "mxfp4"})), "says mxfp4"),
         (parts("mxfp4"), said(fits.clone()), "says affine"),
         (without("4bit", ".biases"), said(fits.clone()), "without biases"),
@@ -174,6 +198,7 @@ fn what_does_not_fit_is_refused_and_named() {
         (bias, vec![], "its weight has 4 rows"),
         (vec![tensor("a.weight", Dtype::I16, &[2, 2], vec![0; 8])], vec![], "no format that is known"),
         (vec![f32s("a.weight", &[4], &[0.0; 4])], vec![], "is no matrix"),
+        (vec![f32s("a.weight", &[2, 1, 1], &[0.0; 2])], vec![], "shape [2, 1, 1]: 2 matrices, of which `stack`"),
         (vec![f32s("x.a.weight", &[1, 1], &[0.0])], vec![], "x.a.weight is"),
     ];
     for (tensors, beside, expected) in cases {
@@ -206,7 +231,8 @@ fn broken_directories_are_errors_that_name_the_file() {
     write(&twice.path().join("other.safetensors"), &one, 8);
     refused(&twice, &["tensor a.weight", "model.safetensors", "other.safetensors"]);
     let file = "model.safetensors";
-    for (cut, words) in [(Some(3), ["too few", file]), (Some(20), ["truncated", file]), (None, ["truncated", file])] {
+    let again = "truncated; download, copy or write it again";
+    for (cut, words) in [(Some(3), ["too few", file]), (Some(20), [again, file]), (None, [again, file])] {
         let dir = with(&one, &[]);
         let bytes = fs::read(dir.path().join(file)).unwrap();
         fs::write(dir.path().join(file), &bytes[..cut.unwrap_or(bytes.len() - 1)]).unwrap();
@@ -214,6 +240,16 @@ fn broken_directories_are_errors_that_name_the_file() {
     }
     let garbage = with(&one, &[("model.safetensors", "\u{8}\0\0\0\0\0\0\0{\"a\":17}".into())]);
     refused(&garbage, &[file, "`a`"]);
+    for (content, words) in [
+        ("<!DOCTYPE html><html>", ["no safetensors file, whatever its name says", file]),
+        ("GGUF\u{3}\0\0\0\0\0\0\0", ["no safetensors file, whatever its name says", file]),
+        ("PK\u{3}\u{4}\0\0\u{8}\u{8}archive/data.pkl", ["no safetensors file, whatever its name says", file]),
+        ("version https://git-lfs.github.com/spec/v1\n", ["git lfs pull", file]),
+        ("\0\0\0\0\0\0\0\0\0\0\0\0", ["begins with zeros", file]),
+        ("", ["truncated", file]),
+    ] {
+        refused(&with(&one, &[(file, content.into())]), &words);
+    }
     let gone = Weights::open("/nonexistent/model").unwrap_err().to_string();
     assert!(gone.contains("/nonexistent/model"), "{gone}");
 }
@@ -262,4 +298,106 @@ fn audits_compare_names_and_shapes() {
             && text.contains("1 of another shape: lm_head.weight [64, 64], not [65, 64]"),
         "{text}"
     );
+}
+
+#[test]
+fn a_module_is_named_without_its_weight() {
+    for tensors in [parts("4bit"), vec![f32s("a.weight", &[2, 2], &[0.0; 4])]] {
+        let error = Weights::open(with(&tensors, &[]).path()).unwrap().linear("a.weight").unwrap_err().to_string();
+        let expected = "a.weight is: a module is named without its `.weight`";
+        assert!(error.contains("tensor a.weight.weight is not in") && error.contains(expected), "{error}");
+    }
+}
+
+/// Each matrix of a stack, its bias with it, multiplies alone, however the stack is stored.
+#[test]
+fn stacks_are_layers_one_by_one() {
+    let (dense, bias) = (values(3, 3 * 4 * 128), values(4, 12));
+    let beside = [("quantization.json", json!({"layers": [{"name": "a", "bits": 4, "group_size": 64}]}).to_string())];
+    let four = quantized(&*scheme("mlx", "4bit"), "a", &[3, 4, 128], &dense);
+    let plain = vec![f32s("a.weight", &[3, 4, 128], &dense)];
+    let mut cases = vec![];
+    for (tensors, beside) in [(four, &beside[..]), (plain, &[])] {
+        let dir = with(&[tensors, vec![f32s("a.bias", &[3, 4], &bias)]].concat(), beside);
+        cases.push(Weights::open(dir.path()).unwrap());
+    }
+    let dir = with(&[f32s("a.weight", &[3, 4, 128], &dense)], &[]);
+    for per in [Per::Row, Per::Tensor] {
+        let mut weights = Weights::open(dir.path()).unwrap();
+        weights.apply(quantize_dynamic(&weights, &(Arc::new(Sym { per }) as _), |_, _| true)).unwrap();
+        assert!(weights.linear("a").unwrap_err().to_string().contains("`stack`"), "a stack that was replaced");
+        cases.push(weights);
+    }
+    for weights in cases {
+        let layers = weights.stack("a").unwrap();
+        assert_eq!(layers.iter().map(|l| (l.rows(), l.cols())).collect::<Vec<_>>(), [(4, 128); 3]);
+        for (i, layer) in layers.iter().enumerate() {
+            let own = &dense[i * 512..(i + 1) * 512];
+            let most = own.iter().zip(layer.dequantize()).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(most < 0.2, "matrix {i} of {:?} is another's: off by {most}", layer.facts());
+            assert!(layer.bias().is_none_or(|own| *own == bias[i * 4..(i + 1) * 4]));
+        }
+    }
+    let error = Weights::open(with(&parts("4bit"), &beside).path()).unwrap().stack("a").unwrap_err().to_string();
+    assert!(error.contains("tensor a.weight of") && error.contains("no stack"), "{error}");
+}
+
+/// Layers without rows, columns or inputs: an empty result or an error, under every scheme.
+#[test]
+fn nothing_is_computed_of_nothing() {
+    for shape in [[0, 64], [64, 0], [0, 0]] {
+        let dir = with(&[f32s("a.weight", &shape, &[]), f32s("a.bias", &shape[..1], &vec![1.0; shape[0]])], &[]);
+        let mut weights = Weights::open(dir.path()).unwrap();
+        let layer = weights.linear("a").unwrap();
+        assert!(layer.dequantize().is_empty());
+        let (x, mut y) = (vec![1.0; shape[1]], vec![f32::NAN; shape[0]]);
+        layer.forward(&x, &mut y).unwrap();
+        assert_eq!(y, vec![1.0; shape[0]], "the bias of each row there is");
+        layer.forward_batch(&[], &mut []).unwrap();
+        QuantizedLinear::forward_together([&layer, &layer], &x).unwrap();
+        layer.forward_bf16(&[], &mut []).unwrap();
+        layer.backward_input(&[], &mut []).unwrap();
+        weights.embedding("a").unwrap().forward(&[], &mut []).unwrap();
+        for (name, scheme) in schemes() {
+            let weight = Weight { stem: "a".into(), float: Float::F32, shape: shape.to_vec() };
+            let error = QuantizedLinear::quantize(&scheme, weight, &[]).expect_err(&name).to_string();
+            assert!(error.contains("layer a") && error.contains("no elements"), "{name}: {error}");
+            let replaced = quantize_dynamic(&weights, &scheme, |_, _| true);
+            assert_eq!((replaced.modules().count(), replaced.kept().len()), (0, 1), "{name}");
+            weights.apply(replaced).unwrap();
+        }
+    }
+    for (name, scheme) in schemes() {
+        let weight = Weight { stem: "a".into(), float: Float::F32, shape: vec![3, 128] };
+        let layer = QuantizedLinear::quantize(&scheme, weight, &[0; 3 * 128 * 4]).expect(&name);
+        layer.forward_batch(&[], &mut []).unwrap();
+        let [empty] = QuantizedLinear::forward_together([&layer], &[]).unwrap();
+        assert!(empty.is_empty(), "{name}");
+        layer.backward_input(&[], &mut []).unwrap();
+    }
+}
+
+#[test]
+fn shapes_that_cannot_be_counted_or_are_no_matrix_are_errors() {
+    let huge = 1usize << (usize::BITS - 2);
+    for (name, scheme) in schemes() {
+        let shapes = [
+            vec![huge, 128],
+            vec![128, huge],
+            vec![huge, 1 << 8],
+            vec![huge >> 4, 1],
+            vec![3, 2, 128],
+            vec![128],
+            vec![],
+        ];
+        for shape in shapes.into_iter().chain([vec![huge, huge, 0], vec![1, 2, 3, 4]]) {
+            let weight = Weight { stem: "a".into(), float: Float::F32, shape: shape.clone() };
+            let data = if shape.len() == 3 { vec![0; 3 * 2 * 128 * 4] } else { vec![0; 512] };
+            let error = QuantizedLinear::quantize(&scheme, weight.clone(), &data).expect_err(&name).to_string();
+            assert!(error.contains("layer a: ") && error.contains(&format!("{shape:?}")), "{name}: {error}");
+            let refused = scheme.parts(&weight);
+            let counted = |parts: &[Part]| parts.iter().all(|p| byte_len(p.dtype, &p.shape).is_some());
+            assert!(refused.as_ref().is_err() || counted(&refused.unwrap()), "{name} {shape:?}");
+        }
+    }
 }

@@ -189,7 +189,7 @@ fn far_off([rows, cols]: [usize; 2], decoded: &[f32], case: &Case) -> Option<Str
             terms.fold((0.0, 0.0, 0.0), |(sum, size, square), t| (sum + t, size + t.abs(), square + t * t));
         let allowed = match case.arithmetic {
             // What `Arithmetic::Exact` promises.
-            Arithmetic::Exact => (cols as f64 / 8.0 + 8.0) * f64::from(f32::EPSILON) / 2.0 * size,
+            Arithmetic::Exact => (cols as f64 / 16.0 + 6.0) * f64::from(f32::EPSILON) / 2.0 * size,
             // Quantized inputs leave about a percent of the typical output.
             Arithmetic::Int8 => 0.05 * square.sqrt(),
         };

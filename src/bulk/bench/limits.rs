@@ -2,11 +2,13 @@
 
 use std::{hint::black_box, io};
 
-use memmap2::MmapMut;
 use rayon::{ThreadPool, prelude::*};
 
 use super::turn;
-use crate::{kernel::kernels, runtime::Arithmetic};
+use crate::{
+    kernel::kernels,
+    runtime::{self, Arithmetic},
+};
 
 /// Pieces that threads take of what they read: small enough that they end together.
 const PIECE: usize = 1 << 17;
@@ -14,35 +16,31 @@ const PIECE: usize = 1 << 17;
 /// Steps of arithmetic between two looks at the clock.
 const STEPS: usize = 1 << 16;
 
-/// Memory to read, in large pages where the system has them: reading can be no faster.
-#[derive(Debug)]
-pub(super) struct Memory(MmapMut);
+/// Memory to read.
+pub(super) struct Memory(runtime::Memory);
 
 impl Memory {
     /// So many bytes.
     pub(super) fn new(bytes: usize) -> io::Result<Self> {
-        let mut map = MmapMut::map_anon(bytes.next_multiple_of(size_of::<u64>()).max(size_of::<u64>()))?;
-        #[cfg(target_os = "linux")]
-        // Small pages do as well, a little slower.
-        let _refused = map.advise(memmap2::Advice::HugePage);
+        let mut memory = runtime::Memory::zeros(bytes.next_multiple_of(size_of::<u64>()))?;
         // Pages that nobody wrote to are all the same one.
-        map.fill(1);
-        Ok(Self(map))
+        memory.bytes().fill(1);
+        Ok(Self(memory))
     }
 
     /// GB/s of a plain sum, shared out to the threads of a pool.
     pub(super) fn read(&self, pool: &ThreadPool) -> f64 {
-        let words: &[u64] = bytemuck::cast_slice(&self.0);
+        let words: &[u64] = bytemuck::cast_slice(self.0.as_ref());
         let add = || black_box(words).par_chunks(PIECE).map(sum).reduce(|| 0, u64::wrapping_add);
         turn(|| {
             black_box(pool.install(add));
-            self.0.len() as u64
+            words.len() as u64 * 8
         })
     }
 }
 
 /// Independent sums, so that only memory is waited for.
-fn sum(run: &[u64]) -> u64 {
+pub(crate) fn sum(run: &[u64]) -> u64 {
     let (chunks, rest) = run.as_chunks::<32>();
     let mut sums = [0u64; 32];
     for lanes in chunks {

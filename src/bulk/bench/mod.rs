@@ -21,6 +21,7 @@ use crate::{
 };
 
 pub use layers::Layers;
+pub(crate) use limits::sum;
 pub use quantize::Quantize;
 
 /// A scheme and the spec that names it.
@@ -35,7 +36,7 @@ pub struct Contender {
 /// One figure.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct Figure {
-    /// What was measured: `layers`, `quantize`.
+    /// What was measured: `layers`, `quantize`, `read`.
     pub bench: &'static str,
     /// The spec, and what else tells cases of one bench apart.
     pub case: String,
@@ -43,7 +44,7 @@ pub struct Figure {
     pub threads: usize,
     /// The median of the turns.
     pub value: f64,
-    /// Of value and limit: `GB/s` (decimal), `GFLOP/s`.
+    /// Of value and limit: `GB/s` (decimal), `GFLOP/s`, `ms`.
     pub unit: &'static str,
     /// What the machine can do at most, measured between the turns.
     pub limit: f64,
@@ -110,7 +111,8 @@ fn turn(mut job: impl FnMut() -> u64) -> f64 {
     }
 }
 
-fn median(values: &mut [f64]) -> f64 {
+/// The middle of at least one value.
+pub(crate) fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
     let half = values.len() / 2;
     if values.len().is_multiple_of(2) && half > 0 {

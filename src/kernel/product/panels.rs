@@ -136,7 +136,7 @@ fn unpack(
         } else {
             let spread = &mut scratch.spread[..rows * width];
             for (row, out) in spread.chunks_exact_mut(width).enumerate() {
-                (kernels.spread)(product.bits(), &src[row * stride..][..product.row_bytes(width)], out);
+                (kernels.spread)(product.bits(), &src[row * stride..][..product.row_bytes(width)], 0, out);
             }
             (kernels.tile)(&Tiling { stride: width, rows, planes: 1, map }, spread, out);
         }

@@ -74,9 +74,13 @@ fn add(
             (matrix.codes, stride, AHEAD)
         } else {
             scratch.spread.resize(LANES * step, 0);
+            // Next come the same rows, further on; at their end the next rows, from their start.
+            let next = start + step;
+            let distance =
+                if next < cols { product.row_bytes(step) } else { count * stride - product.row_bytes(start) };
             for (row, out) in matrix.codes.chunks_exact(stride).zip(scratch.spread.chunks_exact_mut(width)) {
                 let row = &row[product.row_bytes(start)..][..product.row_bytes(width)];
-                (kernels.spread)(product.bits(), row, out);
+                (kernels.spread)(product.bits(), row, distance, out);
             }
             (&scratch.spread[..count * width], width, 0)
         };

@@ -1,4 +1,5 @@
-//! The bodies with AVX2, but for panels and sums by `maddubs`. `fma` is left out on purpose: nothing may contract.
+//! The bodies with AVX2, but for the products of quantized inputs and codes that cross bytes, which are written by
+//! hand (`rows256`, `tile256`, `maddubs`, `spread`). `fma` is left out on purpose: nothing may contract.
 
 use super::{maddubs, rows256, sixteen::Avx2, spread, tile256};
 
@@ -7,9 +8,9 @@ super::instances!(crate::kernel::Isa::Avx2, "avx2", Avx2, 2 x 2);
 /// Private to `x86`, which hands it out where the features were detected.
 #[expect(unsafe_code, reason = "calls from undetected to detected code")]
 pub(super) static KERNELS: Kernels = Kernels {
-    spread: |bits, src, out| {
+    spread: |bits, src, distance, out| {
         // SAFETY: the table is reached only through `x86::available`, which detected the features.
-        unsafe { spread::spread_256(bits, src, out) }
+        unsafe { spread::spread_256(bits, src, distance, out) }
     },
     tile: |tiling, src, out| {
         // SAFETY: as above.

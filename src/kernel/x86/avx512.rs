@@ -1,5 +1,5 @@
-//! The bodies with AVX-512, on 512-bit registers where the compiler chooses them, but for panels and
-//! their sums; and the same with VNNI.
+//! The bodies with AVX-512, on 512-bit registers where the compiler chooses them, but for the products of
+//! quantized inputs and codes that cross bytes, which are written by hand; and the same with VNNI.
 
 use crate::kernel::Isa;
 
@@ -10,13 +10,13 @@ super::instances!(Isa::Avx512, "avx512f,avx512bw,avx512dq,avx512vl", Avx512, 4 x
 /// Private to `x86`, which hands it out where the features were detected.
 #[expect(unsafe_code, reason = "calls from undetected to detected code")]
 const TABLE: Kernels = Kernels {
-    spread: |bits, src, out| {
+    spread: |bits, src, distance, out| {
         if is_x86_feature_detected!("avx512vbmi") {
             // SAFETY: the table is reached only through `x86::available`, which detected the other features.
-            unsafe { spread::spread_512(bits, src, out) }
+            unsafe { spread::spread_512(bits, src, distance, out) }
         } else {
             // SAFETY: as above; AVX-512 has AVX2 in it.
-            unsafe { spread::spread_256(bits, src, out) }
+            unsafe { spread::spread_256(bits, src, distance, out) }
         }
     },
     tile: |tiling, src, out| {

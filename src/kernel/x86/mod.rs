@@ -168,7 +168,7 @@ macro_rules! instances {
                 // SAFETY: as above.
                 unsafe { quantize_input(product, x, codes, scales, sums) }
             },
-            spread: |bits, src, out| {
+            spread: |bits, src, _, out| {
                 // SAFETY: as above.
                 unsafe { spread(bits, src, out) }
             },

@@ -1,58 +1,71 @@
-//! Codes that cross bytes, to bytes: each takes its two bytes and shifts them.
+//! Codes of 3, 5 and 6 bits, which cross bytes, one a byte: each takes the two bytes it lies in and shifts them.
 //!
 //! Always: the bytes of `body::pack::unpack`. Eight codes of `BITS` bits fill `BITS` bytes.
 
 use std::arch::x86_64::{
     __m256i, __m512i, _mm256_and_si256, _mm256_loadu_si256, _mm256_packus_epi16, _mm256_packus_epi32,
     _mm256_permutevar8x32_epi32, _mm256_set1_epi32, _mm256_set1_epi64x, _mm256_shuffle_epi8, _mm256_srlv_epi32,
-    _mm256_storeu_si256, _mm512_and_si512, _mm512_loadu_si512, _mm512_mask_storeu_epi8, _mm512_maskz_loadu_epi8,
-    _mm512_multishift_epi64_epi8, _mm512_permutexvar_epi8, _mm512_set1_epi8,
+    _mm256_storeu_si256, _mm512_add_epi8, _mm512_and_si512, _mm512_loadu_si512, _mm512_multishift_epi64_epi8,
+    _mm512_permutexvar_epi8, _mm512_set1_epi8, _mm512_storeu_si512,
 };
 
-use crate::kernel::body::pack;
+use super::ask_for;
+use crate::kernel::{Ahead, body::pack};
 
-/// `body::pack::unpack`, 64 codes at a time.
+/// `body::pack::unpack`, 64 codes at a time. What lies `distance` bytes further is asked for.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
-pub(super) fn spread_512(bits: u32, src: &[u8], out: &mut [u8]) {
+pub(super) fn spread_512(bits: u32, src: &[u8], distance: usize, out: &mut [u8]) {
     match bits {
-        3 => sixty_fours::<3>(src, out),
-        5 => sixty_fours::<5>(src, out),
-        6 => sixty_fours::<6>(src, out),
+        3 => sixty_fours::<3>(src, distance, out),
+        5 => sixty_fours::<5>(src, distance, out),
+        6 => sixty_fours::<6>(src, distance, out),
         _ => pack::unpack(bits, src, out),
     }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
-fn sixty_fours<const BITS: u8>(src: &[u8], out: &mut [u8]) {
+fn sixty_fours<const BITS: u8>(src: &[u8], distance: usize, out: &mut [u8]) {
     // Eight bytes for each eight codes, from their first on; of these, eight bits from each code on.
     let places = load_512(&const { places_512::<BITS>() });
     let shifts = load_512(&const { shifts_512::<BITS>() });
     let low = _mm512_set1_epi8((1 << BITS) - 1);
-    for (src, out) in src.chunks(8 * usize::from(BITS)).zip(out.chunks_mut(64)) {
-        let codes = _mm512_multishift_epi64_epi8(shifts, _mm512_permutexvar_epi8(places, load_some(src)));
-        store_some(_mm512_and_si512(codes, low), out);
+    let step = 8 * usize::from(BITS);
+    // Whole registers are read: the last ones end with the source, and their codes begin further on.
+    let whole = if src.len() < 64 { 0 } else { (src.len() / step).min(out.len() / 64) };
+    let (first, last) = out.split_at_mut(64 * whole);
+    for (i, out) in first.as_chunks_mut().0.iter_mut().enumerate() {
+        let at = (i * step).min(src.len() - 64);
+        let bytes = &src[at..].as_chunks().0[0];
+        ask_for(Ahead { like: &bytes[..1], distance });
+        #[expect(clippy::cast_possible_truncation, reason = "less than 64")]
+        let further = _mm512_set1_epi8((i * step - at) as i8);
+        let places = _mm512_add_epi8(places, further);
+        let codes = _mm512_multishift_epi64_epi8(shifts, _mm512_permutexvar_epi8(places, load_512(bytes)));
+        store_512(_mm512_and_si512(codes, low), out);
     }
+    pack::unpack(BITS.into(), &src[step * whole..], last);
 }
 
 /// `body::pack::unpack`, 32 codes at a time.
 #[target_feature(enable = "avx2")]
-pub(super) fn spread_256(bits: u32, src: &[u8], out: &mut [u8]) {
+pub(super) fn spread_256(bits: u32, src: &[u8], distance: usize, out: &mut [u8]) {
     match bits {
-        3 => thirty_twos::<3>(src, out),
-        5 => thirty_twos::<5>(src, out),
-        6 => thirty_twos::<6>(src, out),
+        3 => thirty_twos::<3>(src, distance, out),
+        5 => thirty_twos::<5>(src, distance, out),
+        6 => thirty_twos::<6>(src, distance, out),
         _ => pack::unpack(bits, src, out),
     }
 }
 
 #[target_feature(enable = "avx2")]
-fn thirty_twos<const BITS: u8>(src: &[u8], out: &mut [u8]) {
+fn thirty_twos<const BITS: u8>(src: &[u8], distance: usize, out: &mut [u8]) {
     let step = usize::from(BITS);
     // Eight bytes are read for eight codes: the last ones are not there for the last codes.
     let whole = (src.len().saturating_sub(8 - step) / (4 * step)).min(out.len() / 32);
     let (first, last) = out.split_at_mut(32 * whole);
     for (i, out) in first.as_chunks_mut().0.iter_mut().enumerate() {
         let src = &src[i * 4 * step..][..3 * step + 8];
+        ask_for(Ahead { like: src, distance });
         let mut four = [[0; 8]; 4];
         for (k, eight) in four.iter_mut().enumerate() {
             eight.copy_from_slice(&src[k * step..][..8]);
@@ -133,27 +146,13 @@ fn load_512(bytes: &[u8; 64]) -> __m512i {
     }
 }
 
-/// Up to 64 bytes, then zeros.
-#[target_feature(enable = "avx512f,avx512bw")]
+#[target_feature(enable = "avx512f")]
 #[inline]
-fn load_some(bytes: &[u8]) -> __m512i {
-    let mask = u64::MAX >> (64 - bytes.len());
-    // SAFETY: the mask reads only the bytes of the slice.
-    #[expect(unsafe_code, reason = "a load")]
-    unsafe {
-        _mm512_maskz_loadu_epi8(mask, bytes.as_ptr().cast())
-    }
-}
-
-/// The first bytes, as many as there is room for up to 64.
-#[target_feature(enable = "avx512f,avx512bw")]
-#[inline]
-fn store_some(values: __m512i, out: &mut [u8]) {
-    let mask = u64::MAX >> (64 - out.len());
-    // SAFETY: the mask writes only the bytes of the slice.
+fn store_512(values: __m512i, out: &mut [u8; 64]) {
+    // SAFETY: 64 bytes are written to an array of 64.
     #[expect(unsafe_code, reason = "a store")]
     unsafe {
-        _mm512_mask_storeu_epi8(out.as_mut_ptr().cast(), mask, values);
+        _mm512_storeu_si512(out.as_mut_ptr().cast(), values);
     }
 }
 

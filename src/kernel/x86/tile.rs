@@ -17,6 +17,9 @@ use crate::kernel::{Map, Tiling, body::dot::LANES};
 /// Runs of 64 bytes of a row that are brought together, before the next row: rows at a distance of a power
 /// of two push each other out of the first-level cache.
 const NEAR: usize = 4;
+/// The same, with a run of room: so many lines lie between two rows in the scratch, an odd number, so that the
+/// scratch does not fall into the trap that it is there for.
+const PITCH: usize = NEAR + 1;
 
 /// `body::dot::tile`.
 #[target_feature(enable = "avx512f,avx512bw")]
@@ -36,13 +39,13 @@ fn planes<const PLANES: usize, const BITS: u32, const MAP: u8>(tiling: &Tiling, 
     let (near, blocks) = blocks.as_chunks_mut::<NEAR>();
     let mut at = 0;
     for blocks in near {
-        let mut bytes = [const { MaybeUninit::<[[u8; 64]; NEAR + 1]>::uninit() }; LANES];
+        let mut bytes = [const { MaybeUninit::<[[u8; 64]; PITCH]>::uninit() }; LANES];
         for row in 0..LANES {
             bytes[row].write(if row < tiling.rows {
                 let lines: &[[u8; 64]; NEAR] = &src[row * tiling.stride + at..].as_chunks().0.as_chunks().0[0];
                 [lines[0], lines[1], lines[2], lines[3], lines[3]]
             } else {
-                [[0; 64]; NEAR + 1]
+                [[0; 64]; PITCH]
             });
         }
         // SAFETY: every row was written.

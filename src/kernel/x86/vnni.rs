@@ -1,8 +1,7 @@
 //! Integer sums by `vpdpbusd`: four products of a row and their sum in one step of each lane.
 //!
-//! No closures in the loops: those passed to the standard library's functions, which lack the features, stay
-//! calls. Always: the bits of
-//! `body::dot::accumulate`; the instruction neither saturates nor rounds.
+//! Always: the bits of `body::dot::accumulate`; the instruction neither saturates nor rounds. No closures in
+//! the loops: those passed to the standard library's functions, which lack the features, stay calls.
 
 use std::arch::x86_64::{
     __m512, __m512i, _mm512_add_epi32, _mm512_add_ps, _mm512_cvtepi32_ps, _mm512_dpbusd_epi32, _mm512_loadu_ps,

@@ -29,7 +29,7 @@ use crate::{
         Axis, Banding, Content, Facts, Module, Part, Recognized, Scheme, Unsupported, Weight,
         operator::{Blocks, Bytes, Form, Operator},
     },
-    tensor::{Dtype, Float, Rows, TensorInfo},
+    tensor::{Dtype, Float, Rows, TensorInfo, byte_len},
 };
 
 use super::{ENCODING, check_groups, narrow, widen, with_cols};
@@ -47,6 +47,23 @@ pub enum Block {
 }
 
 /// Blocks of codes with zero points.
+///
+/// ```
+/// use std::sync::Arc;
+/// use quantfs::{
+///     quant::{Scheme, Weight, format::matmul_nbits::{Block, MatMulNBits}},
+///     runtime::QuantizedLinear,
+///     tensor::Float,
+/// };
+///
+/// let scheme: Arc<dyn Scheme> = Arc::new(MatMulNBits::new(4, Block::Of(32), false)?); // with zero points
+/// let weight = Weight { stem: "up".into(), float: Float::F32, shape: vec![2, 32] };
+/// let data: Vec<u8> = (0..64u8).flat_map(|i| f32::from(i % 16).to_le_bytes()).collect();
+/// let up = QuantizedLinear::quantize(&scheme, weight, &data)?;
+/// assert_eq!(up.dequantize()[..16], [0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.]);
+/// assert_eq!(up.byte_len(), 2 * (16 + 4 + 1), "codes, a scale and a zero point for each row");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MatMulNBits {
     bits: u32,
@@ -171,6 +188,10 @@ impl Scheme for MatMulNBits {
             let bytes = self.bytes(blocks);
             parts.push(part(".zero_points", Dtype::U8, with_cols(weight, bytes), bytes));
         }
+        // A row that is shorter than a block takes more than it had.
+        if parts.iter().any(|part| byte_len(part.dtype, &part.shape).is_none()) {
+            return Err(Unsupported(format!("blocks of its shape {:?} are larger than any memory", weight.shape)));
+        }
         Ok(parts)
     }
 
@@ -253,6 +274,17 @@ pub(super) fn recognize(module: &Module<'_>) -> Option<Result<Recognized, Unsupp
     }))
 }
 
+/// Why no width fits.
+fn none_fits(module: &Module<'_>, zeros: Option<&TensorInfo>) -> String {
+    let zeros = zeros.map_or(String::new(), |z| format!(", and zero points {:?} must fit them", z.shape));
+    match module.stated.bits {
+        Some(said) => format!(
+            "config.json or quantization.json says {said} bits, but blocks of bytes hold codes of 2, 4 or 8 bits{zeros}"
+        ),
+        None => format!("blocks of bytes hold codes of 2, 4 or 8 bits{zeros}"),
+    }
+}
+
 /// The scheme and the elements of a row, from blocks of so many bytes.
 fn layout(
     module: &Module<'_>,
@@ -267,7 +299,7 @@ fn layout(
     };
     let bits = match [2, 4, 8].into_iter().filter(fits).collect::<Vec<u32>>()[..] {
         [one] => one,
-        [] => return Err(Unsupported("its zero points fit none of the widths that are said: 2, 4, 8 bits".to_owned())),
+        [] => return Err(Unsupported(none_fits(module, zeros))),
         _ => return Err(Unsupported("nobody says its bits, which quantization.json or config.json should".to_owned())),
     };
     let elements = |bytes: usize| bytes.checked_mul(8 / bits as usize);

@@ -16,7 +16,7 @@ pub mod zimage;
 use crate::{
     kernel::{self, kernels},
     quant::{Format, Module, Recognized, Unsupported, Weight},
-    tensor::Float,
+    tensor::{Float, byte_len},
 };
 
 /// All formats, in the order of the table.
@@ -42,6 +42,9 @@ fn check_groups(weight: &Weight, group: usize) -> Result<(), Unsupported> {
     }
     if weight.shape.contains(&0) {
         return Err(Unsupported(format!("it has shape {:?} and no elements", weight.shape)));
+    }
+    if byte_len(weight.float.dtype(), &weight.shape).is_none() {
+        return Err(Unsupported(format!("its shape {:?} is larger than any memory", weight.shape)));
     }
     if !cols.is_multiple_of(group) {
         return Err(Unsupported(format!("its rows of {cols} elements are no whole groups of {group}")));

@@ -41,6 +41,25 @@ pub enum Per {
 }
 
 /// Symmetric int8 codes.
+///
+/// ```
+/// use std::sync::Arc;
+/// use quantfs::{
+///     quant::{Scheme, Weight, format::sym::{Per, Sym}},
+///     runtime::QuantizedLinear,
+///     tensor::Float,
+/// };
+///
+/// let weight = Weight { stem: "up".into(), float: Float::F32, shape: vec![2, 2] };
+/// let data: Vec<u8> = [127f32, 1.0, 2.0, -254.0].iter().flat_map(|w| w.to_le_bytes()).collect();
+/// let of = |per| {
+///     let scheme: Arc<dyn Scheme> = Arc::new(Sym { per });
+///     QuantizedLinear::quantize(&scheme, weight.clone(), &data).map(|up| up.dequantize())
+/// };
+/// assert_eq!(of(Per::Row)?, [127.0, 1.0, 2.0, -254.0]);
+/// assert_eq!(of(Per::Tensor)?, [128.0, 0.0, 2.0, -254.0], "one scale, 2: half a step goes to the even code");
+/// # Ok::<(), quantfs::runtime::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sym {
     /// What shares a scale.

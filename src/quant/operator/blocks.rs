@@ -69,7 +69,7 @@ impl Blocks {
 
     /// Columns of whole blocks.
     fn width(&self) -> usize {
-        self.cols().next_multiple_of(self.form.block)
+        self.cols().next_multiple_of(self.form.block.max(1))
     }
 
     /// What some rows have of a part.
@@ -78,7 +78,7 @@ impl Blocks {
         if part == 1 && self.form.shared {
             return bytes;
         }
-        let each = bytes.len() / self.rows();
+        let each = bytes.len() / self.rows().max(1);
         &bytes[rows.start * each..rows.end * each]
     }
 

@@ -83,6 +83,10 @@ pub enum Arithmetic {
     /// With the activations in f32 and the weights as the decoder gives them. Sixteen partial sums in a
     /// fixed order: with n columns, the error against exact arithmetic is at most
     /// `(n / 16 + 6) * 2^-24 * sum |w x|`.
+    ///
+    /// The dot product of bf16 pairs that some processors have (`VDPBF16PS`) is not used, not for bf16 weights
+    /// either: it takes inputs that were rounded to bf16, rounds at other places and makes zeros of subnormals,
+    /// so that neither this bound nor equal results on every processor would hold.
     Exact,
     /// With the activations quantized to int8 per group, where the operator has such a kernel; exact
     /// otherwise. Products of codes are integers; their sums are scaled and added per group in f32.
@@ -202,9 +206,12 @@ const DECODED: usize = 1 << 16;
 /// kernel of its own needs.
 pub(in crate::quant) fn exact(operator: &dyn Operator, rows: Range<usize>, x: &[f32], y: &mut [f32]) {
     let (cols, count) = (operator.cols(), rows.len());
+    if cols == 0 || y.is_empty() {
+        return y.fill(0.0);
+    }
     let inputs = x.len() / cols;
     assert_eq!(y.len(), inputs * count, "room for {count} outputs of each input");
-    let step = (DECODED / cols).clamp(1, count.max(1));
+    let step = (DECODED / cols).clamp(1, count);
     let (mut values, mut products) = (vec![0.0; step * cols], vec![0.0; step * inputs]);
     for first in rows.clone().step_by(step) {
         let some = step.min(rows.end - first);
@@ -292,6 +299,9 @@ impl Operator for Decoded {
     fn decode(&self, rows: Range<usize>, out: &mut [f32]) {
         let cols = self.weight.cols();
         assert_eq!(out.len(), rows.len() * cols, "room for {} rows of {cols}", rows.len());
+        if out.is_empty() {
+            return;
+        }
         match self.scheme.banding(&self.weight).axis {
             Axis::Flat | Axis::Rows => self.along(cols, &rows, out),
             Axis::Columns => self.across(cols, &rows, out),

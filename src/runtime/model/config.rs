@@ -8,7 +8,7 @@
 
 use std::path::Path;
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de};
 use serde_json::Value;
 
 use crate::runtime::model::{
@@ -121,7 +121,8 @@ impl Config {
     ///
     /// # Errors
     /// A file that cannot be read or is no such JSON; an architecture or a feature that is not supported.
-    pub fn open(dir: &Path) -> Result<Self, Error> {
+    pub fn open(dir: impl AsRef<Path>) -> Result<Self, Error> {
+        let dir = dir.as_ref();
         let path = dir.join("config.json");
         let text = std::fs::read_to_string(&path).map_err(|e| match dir.is_dir() {
             true => Error::config(&path, e.to_string()),
@@ -145,15 +146,15 @@ impl Config {
         let stated = Stated::parse(text)?;
         let family = stated.family()?;
         stated.refuse()?;
-        let heads = at_least_one("num_attention_heads", stated.num_attention_heads)?;
-        let hidden_size = at_least_one("hidden_size", stated.hidden_size)?;
+        let heads = required("num_attention_heads", stated.num_attention_heads)?;
+        let hidden_size = required("hidden_size", stated.hidden_size)?;
         let (window, windowed) = stated.windows(family)?;
         let config = Self {
             family,
-            vocab_size: at_least_one("vocab_size", stated.vocab_size)?,
+            vocab_size: required("vocab_size", stated.vocab_size)?,
             hidden_size,
-            intermediate_size: at_least_one("intermediate_size", stated.intermediate_size)?,
-            layers: at_least_one("num_hidden_layers", stated.num_hidden_layers)?,
+            intermediate_size: required("intermediate_size", stated.intermediate_size)?,
+            layers: required("num_hidden_layers", stated.num_hidden_layers)?,
             heads,
             kv_heads: stated.kv_heads(family, heads)?,
             head_dim: stated.head_dim(family, hidden_size, heads)?,
@@ -215,26 +216,36 @@ impl Config {
 struct Stated {
     model_type: Option<String>,
     architectures: Option<Vec<String>>,
+    #[serde(default, deserialize_with = "at_least::<_, 1>")]
     vocab_size: Option<usize>,
+    #[serde(default, deserialize_with = "at_least::<_, 1>")]
     hidden_size: Option<usize>,
+    #[serde(default, deserialize_with = "at_least::<_, 1>")]
     intermediate_size: Option<usize>,
+    #[serde(default, deserialize_with = "at_least::<_, 1>")]
     num_hidden_layers: Option<usize>,
+    #[serde(default, deserialize_with = "at_least::<_, 1>")]
     num_attention_heads: Option<usize>,
+    #[serde(default, deserialize_with = "at_least::<_, 1>")]
     num_key_value_heads: Option<usize>,
+    #[serde(default, deserialize_with = "at_least::<_, 1>")]
     head_dim: Option<usize>,
     hidden_act: Option<String>,
     rms_norm_eps: Option<f32>,
     attention_bias: Option<bool>,
     mlp_bias: Option<bool>,
     tie_word_embeddings: Option<bool>,
+    #[serde(default, deserialize_with = "at_least::<_, 0>")]
     max_position_embeddings: Option<usize>,
     rope_theta: Option<f64>,
     rope_traditional: Option<bool>,
     partial_rotary_factor: Option<f64>,
     rope_scaling: Option<Value>,
     rope_parameters: Option<Value>,
+    #[serde(default, deserialize_with = "at_least::<_, 0>")]
     sliding_window: Option<usize>,
     use_sliding_window: Option<bool>,
+    #[serde(default, deserialize_with = "at_least::<_, 0>")]
     max_window_layers: Option<usize>,
     layer_types: Option<Vec<String>>,
     #[serde(default)]
@@ -267,7 +278,7 @@ impl Stated {
         let stated: serde_json::Map<String, Value> = serde_json::from_str(text).map_err(|e| e.to_string())?;
         let alone = |key: &String, value: &Value| {
             let single = serde_json::Map::from_iter([(key.clone(), value.clone())]);
-            Self::deserialize(Value::Object(single)).err().map(|e| format!("{key}: {e}"))
+            Self::deserialize(Value::Object(single)).err().map(|e| format!("{key} is {}: {e}", shortened(value)))
         };
         let wrong = stated.iter().find_map(|(key, value)| alone(key, value));
         wrong.map_or_else(|| Self::deserialize(Value::Object(stated)).map_err(|e| e.to_string()), Err)
@@ -304,7 +315,7 @@ impl Stated {
     fn kv_heads(&self, family: Family, heads: usize) -> Result<usize, String> {
         match (self.num_key_value_heads, family) {
             (None, Family::Llama) => Ok(heads),
-            (stated, _) => at_least_one("num_key_value_heads", stated),
+            (stated, _) => required("num_key_value_heads", stated),
         }
     }
 
@@ -399,16 +410,29 @@ impl StatedRope {
     }
 }
 
+/// A value as an error quotes it.
+fn shortened(value: &Value) -> String {
+    let text = value.to_string();
+    let most = 60;
+    if text.chars().count() <= most { text } else { format!("{}...", text.chars().take(most).collect::<String>()) }
+}
+
 fn missing(key: &str) -> String {
     format!("{key} is missing")
 }
 
-fn at_least_one(key: &str, stated: Option<usize>) -> Result<usize, String> {
-    match stated {
-        Some(0) => Err(format!("{key} is 0")),
-        Some(n) => Ok(n),
-        None => Err(missing(key)),
+fn required(key: &str, stated: Option<usize>) -> Result<usize, String> {
+    stated.ok_or_else(|| missing(key))
+}
+
+/// A whole number of at least so many, or null; the error says what was needed, not which type of Rust.
+fn at_least<'de, D: Deserializer<'de>, const LEAST: usize>(deserializer: D) -> Result<Option<usize>, D::Error> {
+    let stated = Value::deserialize(deserializer)?;
+    let number = stated.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| *n >= LEAST);
+    if number.is_none() && !stated.is_null() {
+        return Err(de::Error::custom(format_args!("a whole number of at least {LEAST} is needed")));
     }
+    Ok(number)
 }
 
 fn listed(layer_types: &[String]) -> Result<Vec<bool>, String> {

@@ -13,31 +13,15 @@
 //!     Arithmetic,
 //!     model::{Decoder, Sampler, perplexity},
 //! };
-//! # use safetensors::{Dtype, tensor::TensorView};
-//! # let dir = tempfile::tempdir()?;
-//! # let config = r#"{"model_type": "llama", "hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 64,
-//! #     "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "vocab_size": 48, "rms_norm_eps": 1e-5,
-//! #     "tie_word_embeddings": true}"#;
-//! # std::fs::write(dir.path().join("config.json"), config)?;
-//! # let values: Vec<u8> = (0..4096u32).flat_map(|i| ((i * 37 % 101) as f32 / 101.0 - 0.4).to_le_bytes()).collect();
-//! # let attention = [("q", 32), ("k", 16), ("v", 16), ("o", 32)].map(|(n, r)| (format!("layers.0.self_attn.{n}_proj"), vec![r, 32]));
-//! # let others = [("embed_tokens", vec![48, 32]), ("layers.0.mlp.gate_proj", vec![64, 32]), ("layers.0.mlp.up_proj", vec![64, 32]),
-//! #     ("layers.0.mlp.down_proj", vec![32, 64]), ("layers.0.input_layernorm", vec![32]),
-//! #     ("layers.0.post_attention_layernorm", vec![32]), ("norm", vec![32])].map(|(n, s)| (n.to_owned(), s));
-//! # let tensors = attention.into_iter().chain(others).map(|(name, shape)| {
-//! #     let data = &values[..4 * shape.iter().product::<usize>()];
-//! #     Ok((format!("model.{name}.weight"), TensorView::new(Dtype::F32, shape, data)?))
-//! # });
-//! # let tensors = tensors.collect::<Result<Vec<_>, safetensors::SafeTensorError>>()?;
-//! # safetensors::serialize_to_file(tensors, None, &dir.path().join("model.safetensors"))?;
-//! let decoder = Decoder::open(dir.path(), Arithmetic::Exact)?; // `config.json` and mapped weights
+//! # let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/mlx_lm/llama_q4_g64");
+//! let decoder = Decoder::open(dir, Arithmetic::Exact)?; // `config.json` and mapped weights
 //! let (mut cache, mut sampler) = (decoder.cache(), Sampler::new(0.0, 0)?); // temperature 0: the likeliest token
 //! let mut logits = decoder.next(&[1, 2, 3], &mut cache)?; // a prompt
 //! for _ in 0..4 {
 //!     let token = sampler.sample(&logits) as u32;
 //!     logits = decoder.next(&[token], &mut cache)?;
 //! }
-//! assert_eq!((cache.positions(), logits.len()), (7, 48));
+//! assert_eq!((cache.positions(), logits.len()), (7, 64));
 //!
 //! // How well it predicts a text, in inputs of two tokens.
 //! let mut sums = Default::default();

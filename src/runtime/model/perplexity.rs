@@ -61,6 +61,23 @@ struct Position {
 
 /// Scores one input, and compares with a reference that has as many tokens.
 ///
+/// ```
+/// use quantfs::runtime::{Arithmetic, model::{Decoder, perplexity}};
+/// # let (dir, source) = (concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/mlx_lm/llama_q4_g64"), concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/mlx_lm/llama_src"));
+/// let decoder = Decoder::open(dir, Arithmetic::default())?;
+/// let reference = Decoder::open(source, Arithmetic::Exact)?;
+/// let mut sums = Default::default();
+/// for input in perplexity::inputs(&[5, 6, 7, 8, 9, 10, 11], 3) {
+///     perplexity::score(&decoder, Some(&reference), input, &mut sums)?;
+/// }
+/// let (score, difference) = sums;
+/// assert_eq!((score.tokens, difference.reference.tokens), (6, 6));
+/// let (mean, equal) = (difference.divergence / 6.0, difference.equal as f64 / 6.0);
+/// println!("perplexity {}, KL {mean} nats from the reference's, top-1 equal {equal}", score.perplexity());
+/// # assert!(score.perplexity() > 1.0 && mean > 0.0);
+/// # Ok::<(), quantfs::runtime::model::Error>(())
+/// ```
+///
 /// # Errors
 /// A reference of another vocabulary, tokens that a decoder does not have, or logits that are no numbers.
 pub fn score(

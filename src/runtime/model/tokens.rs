@@ -36,8 +36,8 @@ impl Tokens {
     ///
     /// # Errors
     /// A file that is missing or that the `tokenizers` crate does not understand.
-    pub fn open(dir: &Path) -> Result<Self, Error> {
-        let path = dir.join("tokenizer.json");
+    pub fn open(dir: impl AsRef<Path>) -> Result<Self, Error> {
+        let path = dir.as_ref().join("tokenizer.json");
         let refused = |why: String| Error::Tokenizer { path: path.display().to_string(), why };
         let bytes = std::fs::read(&path).map_err(|e| {
             refused(format!("{e} (`AutoTokenizer.from_pretrained(..).save_pretrained(..)` writes one)"))

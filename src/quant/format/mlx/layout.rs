@@ -93,13 +93,22 @@ fn affine(module: &Module<'_>, per_group: usize) -> Result<(usize, usize), Unsup
     match all.iter().filter(said).collect::<Vec<_>>()[..] {
         [one] => Ok(*one),
         [] => Err(Unsupported(format!(
-            "{per_group} bits to a group are not the {} bits in groups of {} that config.json or quantization.json says",
+            "config.json or quantization.json says {} bits in groups of {}, but its shapes, with {per_group} bits to a \
+             group, fit {}",
             bits.map_or("?".to_owned(), |b| b.to_string()),
             module.stated.group_size.map_or("?".to_owned(), |g| g.to_string()),
+            readings(&all),
         ))),
         _ => Err(Unsupported(format!(
             "neither config.json nor quantization.json says its group size, and its shapes fit {}",
-            all.iter().map(|(b, g)| format!("{b} bits in groups of {g}")).collect::<Vec<_>>().join(", or ")
+            readings(&all)
         ))),
     }
+}
+
+fn readings(pairs: &[(usize, usize)]) -> String {
+    if pairs.is_empty() {
+        return "no width and group of mlx".to_owned();
+    }
+    pairs.iter().map(|(b, g)| format!("{b} bits in groups of {g}")).collect::<Vec<_>>().join(", or ")
 }

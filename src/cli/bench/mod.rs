@@ -1,8 +1,14 @@
 //! `quantfs bench`: the machine's figures beside its limits.
 
+#[cfg(feature = "fuse")]
+mod read;
+
 use std::{io::Write, thread};
 
 use clap::{Args, Subcommand, builder::RangedU64ValueParser};
+
+#[cfg(feature = "fuse")]
+use read::ReadArgs;
 
 use crate::{
     bulk::bench::{Contender, Figure, Layers, Quantize},
@@ -10,6 +16,7 @@ use crate::{
         Failure,
         decode::{arithmetic, threads},
         inspect::print_aligned,
+        options::ViewArgs,
         size,
     },
     plan::{Parts, Spec},
@@ -29,7 +36,7 @@ const SHAPE: [usize; 2] = [14336, 4096];
 /// Measure this machine: each figure beside its limit, which is measured in turn with it
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Examples:\n  quantfs bench\n  quantfs bench layers --spec 4bit --spec 8bit --inputs 1,128 --threads 1\n  quantfs bench quantize --json | jq .value\n\nWithout a subject it measures all of them. What is timed is checked first."
+    after_help = "Examples:\n  quantfs bench\n  quantfs bench layers --spec 4bit --spec 8bit --inputs 1,128 --threads 1\n  quantfs bench quantize --json | jq .value\n  quantfs bench read ~/models/Some-Llama --spec 4bit\n\nWithout a subject it measures layers and quantizing. What is timed is checked first."
 )]
 pub struct Bench {
     #[command(subcommand)]
@@ -43,12 +50,14 @@ enum Subject {
     /// Encoding on its own: bf16 source in the caches, GB/s of source beside reading memory
     Quantize,
     Layers(LayerArgs),
+    #[cfg(feature = "fuse")]
+    Read(ReadArgs),
 }
 
 #[derive(Args, Clone, Debug)]
 struct RunArgs {
     /// What to measure (repeatable) [default: every scheme of `quantfs formats`, and each group of a format's
-    /// default scheme]
+    /// default scheme; for `read` mlx-4bit-g64]
     #[arg(long = "spec", value_name = "SPEC", global = true)]
     specs: Vec<String>,
     /// Threads [default: one, and then one for each core]
@@ -96,6 +105,8 @@ pub fn run(args: &Bench, out: &mut dyn Write) -> Result<(), Failure> {
     match &args.subject {
         Some(Subject::Quantize) => quantize(&args.run, contenders, out),
         Some(Subject::Layers(layers)) => layers.measure(&args.run, contenders, out),
+        #[cfg(feature = "fuse")]
+        Some(Subject::Read(read)) => args.run.read(read, out),
         None => {
             quantize(&args.run, contenders.clone(), out)?;
             LayerArgs::default().measure(&args.run, contenders, out)
@@ -127,6 +138,15 @@ impl RunArgs {
     fn threads(&self) -> Vec<usize> {
         let cores = thread::available_parallelism().map_or(1, usize::from);
         self.threads.map_or_else(|| if cores > 1 { vec![1, cores] } else { vec![1] }, |n| vec![n])
+    }
+
+    #[cfg(feature = "fuse")]
+    fn read(&self, args: &ReadArgs, out: &mut dyn Write) -> Result<(), Failure> {
+        let view = |spec: Option<&str>| ViewArgs { spec: spec.map(str::to_owned), ..Default::default() }.options();
+        let named: Result<Vec<_>, _> = self.specs.iter().map(|spec| view(Some(spec))).collect();
+        let options = if self.specs.is_empty() { vec![view(None)?] } else { named? };
+        let job = read::Job { args: args.clone(), options, threads: self.threads(), rounds: self.rounds };
+        self.report(|tell| job.run(tell), out)
     }
 
     /// Prints what a job tells when it tells it: a run takes minutes.
