@@ -6,7 +6,7 @@
 //! | floor | modules | what they know |
 //! | --- | --- | --- |
 //! | 0 | [`num`], [`tensor`] | words: no verbs, no I/O |
-//! | 1 | [`cache`], [`container`], [`kernel`], [`source`] | leaves: floor 0 and nothing beside them |
+//! | 1 | [`cache`], [`container`], [`kernel`], [`source`], [`store`] | leaves: floor 0 and nothing beside them |
 //! | 2 | [`quant`] | quantization: rows in, bytes out |
 //! | 3 | [`plan`], [`runtime`] | headers and a spec become files, extents and weights; quantized layers that compute where they lie |
 //! | 4 | [`view`] | an immutable tree, read at an offset |
@@ -23,6 +23,7 @@ pub mod cache;
 pub mod container;
 pub mod kernel;
 pub mod source;
+pub mod store;
 
 pub mod quant;
 

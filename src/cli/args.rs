@@ -1,10 +1,20 @@
 //! What was typed about caches and mounts.
 
-use clap::{Args, ValueEnum};
+use std::{
+    ffi::{OsStr, OsString},
+    os::unix::ffi::{OsStrExt, OsStringExt},
+    path::PathBuf,
+};
+
+use clap::{
+    Args, ValueEnum,
+    builder::{OsStringValueParser, TypedValueParser},
+};
 
 use crate::{
     cli::{memory, size},
     fuse::{Access, Owner},
+    store,
     view::{self, SourceCache},
 };
 
@@ -29,7 +39,12 @@ pub struct CacheArgs {
     #[arg(long, value_name = "keep|drop", value_enum, default_value_t = Keeping::Keep, hide_default_value = true,
         hide_possible_values = true)]
     pub source_cache: Keeping,
-    /// Let the kernel read untouched files by itself, where it may (needs root)
+    /// Keep finished tiles in this directory across mounts, of this and other views, up to SIZE in all: what
+    /// lies there is read instead of encoded, and files that are whole are read by the kernel alone at their next
+    /// mount, where it may (needs root) [default SIZE: half of what the disk has free]
+    #[arg(long, value_name = "DIR[:SIZE]", value_parser = OsStringValueParser::new().try_map(cache_dir))]
+    pub cache_dir: Option<store::Options>,
+    /// Let the kernel read untouched and finished files by itself, where it may (needs root)
     #[arg(long, value_name = "auto|off", value_enum, default_value_t = Passthrough::Auto, hide_default_value = true,
         hide_possible_values = true)]
     pub passthrough: Passthrough,
@@ -145,6 +160,27 @@ fn cache_size(text: &str) -> Result<u64, String> {
     }
 }
 
+/// Less would hold no tensor of any use.
+const LEAST_STORE: u64 = 1 << 20;
+
+/// `DIR` or `DIR:SIZE`. What stands behind the last colon is a size, unless a slash does: a directory
+/// whose own name has a colon is written with a slash at its end.
+fn cache_dir(text: OsString) -> Result<store::Options, String> {
+    let bytes = text.as_bytes();
+    let cut = bytes.iter().rposition(|byte| *byte == b':').filter(|at| !bytes[*at..].contains(&b'/'));
+    let Some(at) = cut else { return Ok(store::Options { dir: named(text)?, limit: None }) };
+    let tail = OsStr::from_bytes(&bytes[at + 1..]).to_string_lossy();
+    let limit = size::parse(&tail).map_err(|why| format!("`{tail}` is no size: {why}"))?;
+    if limit < LEAST_STORE {
+        return Err("SIZE is at least 1MiB".to_owned());
+    }
+    Ok(store::Options { dir: named(OsString::from_vec(bytes[..at].to_vec()))?, limit: Some(limit) })
+}
+
+fn named(dir: OsString) -> Result<PathBuf, String> {
+    if dir.is_empty() { Err("name a directory".to_owned()) } else { Ok(PathBuf::from(dir)) }
+}
+
 fn readahead(text: &str) -> Result<u64, String> {
     if text == "0" { Ok(0) } else { size::parse(text) }
 }
@@ -168,6 +204,20 @@ mod tests {
     struct Typed {
         #[command(flatten)]
         cache: CacheArgs,
+    }
+
+    #[test]
+    fn a_cache_directory_has_a_size_behind_its_last_colon() {
+        let typed = |text: &str| Typed::try_parse_from(["x", "--cache-dir", text]).map(|typed| typed.cache.cache_dir);
+        let of = |dir: &str, limit| Some(store::Options { dir: dir.into(), limit });
+        assert_eq!(typed("/a/b").unwrap(), of("/a/b", None));
+        assert_eq!(typed("/a/b:10GB").unwrap(), of("/a/b", Some(10_000_000_000)));
+        assert_eq!(typed("/a:b/c").unwrap(), of("/a:b/c", None));
+        assert_eq!(typed("a:b/").unwrap(), of("a:b/", None));
+        assert_eq!(typed("/a:b/:2MiB").unwrap(), of("/a:b/", Some(2 << 20)));
+        for bad in ["", ":1GB", "/a:5XB", "/a:", "/a:0", "/a:1"] {
+            assert!(typed(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -15,8 +15,17 @@ use crate::{
 };
 
 /// Figures that go up and down; all others only grow.
-const GAUGES: &[&str] =
-    &["cache_bytes", "cache_entries", "cache_limit", "pending", "recent_bytes_per_second", "tiles_in_flight"];
+const GAUGES: &[&str] = &[
+    "cache_bytes",
+    "cache_entries",
+    "cache_limit",
+    "pending",
+    "recent_bytes_per_second",
+    "store_bytes",
+    "store_limit",
+    "store_sealed",
+    "tiles_in_flight",
+];
 
 /// The facts of one view of a mount.
 #[derive(Debug)]
@@ -66,6 +75,7 @@ impl Facts {
             "passed_through": session.as_ref().map_or(0, |s| s.passed_through()),
             "resident_bytes": resident_bytes(),
             "hit_rate": ratio(counters.cache_hits, counters.cache_hits + counters.cache_misses),
+            "store_hit_rate": ratio(counters.store_hits, counters.store_hits + counters.store_misses),
             // Bytes of the source a nanosecond are gigabytes a second; of one thread, since threads add their
             // times up, and without the reading.
             "encode_gb_per_thread_second": ratio(counters.tile_bytes, counters.encode_ns),

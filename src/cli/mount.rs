@@ -7,6 +7,7 @@ use std::{
     process,
     sync::Arc,
     thread,
+    time::Duration,
 };
 
 use clap::Args;
@@ -22,14 +23,19 @@ use crate::{
         facts::Facts,
         options::ViewArgs,
         signals::{self, Stop},
+        size,
     },
     fuse::{self, Force, MountOptions, Session, SessionOptions},
     plan, source,
+    store::{self, Store},
     view::{Engine, View},
 };
 
 /// Threads that take requests and never encode: more gain nothing, since they only copy.
 const MAX_FUSE_THREADS: usize = 8;
+
+/// How long the end of a mount waits for its last tiles to be stored. What is not is encoded again.
+const SETTLING: Duration = Duration::from_secs(5);
 
 /// Mount a view of a model: every weight is shown quantized, nothing is converted ahead of time
 #[derive(Args, Debug)]
@@ -135,7 +141,10 @@ fn serve(args: &Mount, say: impl FnOnce(Ready) -> io::Result<()>) -> Result<(), 
     }
     let _ended = session.wait(None);
     tracing::info!("the mount is gone");
-    signals::end_within(signals::END_GRACE, "a worker hangs");
+    signals::end_within(signals::END_GRACE + SETTLING, "a worker or a disk hangs");
+    if !view.settle(SETTLING) {
+        tracing::info!("the cache directory was not up to date in time; the next mount goes on with it");
+    }
     Ok(())
 }
 
@@ -147,7 +156,26 @@ fn plan_view(args: &Mount) -> Result<Arc<View>, Failure> {
         if path.exists() { std::path::absolute(path)?.to_string_lossy().into_owned() } else { args.source.clone() };
     let source: Arc<dyn source::Source> = source::open(&name, &caches())?.into();
     let plan = plan::build(source.as_ref(), &options)?;
-    Ok(View::new(Arc::new(plan), source, Engine::new(args.cache.engine())?))
+    let store = args.cache.cache_dir.as_ref().map(|dir| open_store(dir, args, &*source)).transpose()?;
+    Ok(View::new(Arc::new(plan), source, Engine::with_store(args.cache.engine(), store)?))
+}
+
+/// Opens `--cache-dir`, which must be neither in what is shown nor where it is shown: the one would be
+/// a source that changes, the other a daemon that waits for itself.
+fn open_store(options: &store::Options, args: &Mount, source: &dyn source::Source) -> Result<Arc<Store>, Failure> {
+    let dir = options.dir.display();
+    if let Some(root) = source.local_roots().iter().find(|root| store::lies_in(&options.dir, root)) {
+        let why = format!("--cache-dir {dir}: lies in the source ({}); name a directory elsewhere", root.display());
+        return Err(Failure::refused(why));
+    }
+    if store::lies_in(&options.dir, &args.mountpoint) {
+        return Err(Failure::refused(format!(
+            "--cache-dir {dir}: lies in the mount point; name a directory elsewhere"
+        )));
+    }
+    let store = Store::open(options)?;
+    tracing::info!("finished tiles are kept in {}, {} at most", store.path().display(), size::render(store.limit()));
+    Ok(store)
 }
 
 fn mount_options(args: &Mount, view: &View) -> MountOptions {

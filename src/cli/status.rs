@@ -54,6 +54,7 @@ pub fn run(args: &Status, out: &mut dyn Write) -> Result<(), Failure> {
             "served",
             "encode/thread",
             "memory",
+            "on disk",
             "errors",
             "NaN/inf",
             "state",
@@ -84,7 +85,7 @@ fn status_of(entry: &mountinfo::Entry) -> Value {
     status
 }
 
-fn row(status: &Value) -> [String; 11] {
+fn row(status: &Value) -> [String; 12] {
     // Another user's daemon may say anything.
     let shown = |text: &str| text.replace(char::is_control, "?");
     let text = |key: &str| status[key].as_str().map_or_else(|| "-".to_owned(), shown);
@@ -101,8 +102,21 @@ fn row(status: &Value) -> [String; 11] {
         bytes(&status["counters"]["recent_bytes_per_second"], "/s"),
         speed(&status["encode_gb_per_thread_second"]),
         bytes(&status["resident_bytes"], ""),
+        stored(status),
         number(&status["counters"]["errors"]),
         number(&status["counters"]["not_finite"]),
         text("state"),
     ]
+}
+
+/// How much `--cache-dir` holds, and how many of the tiles that were asked for; `-` where there is none.
+fn stored(status: &Value) -> String {
+    let counters = &status["counters"];
+    match (counters["store_limit"].as_u64(), counters["store_bytes"].as_u64()) {
+        (Some(1..), Some(held)) => match status["store_hit_rate"].as_f64() {
+            Some(rate) => format!("{} ({:.1}% hits)", size::render(held), rate * 100.0),
+            None => size::render(held),
+        },
+        _ => "-".to_owned(),
+    }
 }

@@ -5,10 +5,7 @@
 
 use std::{ops::Range, sync::Arc, time::SystemTime};
 
-use crate::{
-    source::{FileId, Source},
-    view::{Access, Done, Node, View, tree::Kind},
-};
+use crate::view::{Access, Done, Node, View, tree::Kind};
 
 use super::{attr::Shape, inode::Inode, live::Facts, passthrough::Routes};
 
@@ -89,10 +86,13 @@ impl Generation {
         self.totals
     }
 
-    /// The file of the source that a file of the view shows whole and untouched.
-    pub(super) fn untouched(&self, index: u32) -> Option<(Arc<dyn Source>, FileId)> {
-        let file = self.view.plan().files[self.file(index)?].untouched()?;
-        Some((Arc::clone(self.view.source()), file))
+    /// The number in the plan of a file that may lie in a local one whole.
+    pub(super) fn may_pass(&self, index: u32) -> Option<usize> {
+        self.file(index).filter(|file| self.view.may_be_local(*file))
+    }
+
+    pub(super) fn view(&self) -> &Arc<View> {
+        &self.view
     }
 
     /// Answers a read of a file of the view, now or later; at its end with fewer bytes.

@@ -1,9 +1,10 @@
-//! Passthrough: untouched files that the kernel reads by itself.
+//! Passthrough: files that the kernel reads by itself, untouched ones of the source and finished ones
+//! of the store.
 //!
 //! Which way an inode goes is decided at its first opening and for life, since the kernel refuses to
-//! mix the two; the decisions go with their view. What always holds: the source is touched only by
-//! threads of their own and with no lock held, and whoever waits for a decision is answered after
-//! [`PATIENCE`]. A source that hangs, fails or has changed by then is served by us, where a read
+//! mix the two (a file that is finished later goes the other way in the next mount); the decisions go
+//! with their view. What always holds: source and store are touched only by threads of their own and with no lock held, and whoever waits for a decision is answered after
+//! [`PATIENCE`]. A disk that hangs or fails, and a file that has changed by then, is served by us, where a read
 //! has a deadline and an error of its own.
 
 use std::{
@@ -21,14 +22,14 @@ use std::{
 
 use fuser::{BackingId, ReplyOpen};
 
-use crate::source::{FileId, Source};
+use crate::view::View;
 
 use super::{generation::Generation, shared::Shared};
 
 /// A disk opens a file in milliseconds; past this the kernel's help is not worth the wait.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Source files being opened at once. Where a source hangs their threads stay; no more are added.
+/// Files being opened at once. Where a disk hangs their threads stay; no more are added.
 const MAX_OPENINGS: usize = 64;
 
 /// The decisions of one view.
@@ -105,21 +106,15 @@ impl Routes {
     }
 }
 
-/// Answers the opening of a file that shows a whole file of a source, now or later.
-pub(super) fn open(
-    shared: &Arc<Shared>,
-    generation: Arc<Generation>,
-    node: u32,
-    untouched: (Arc<dyn Source>, FileId),
-    reply: ReplyOpen,
-) {
+/// Answers the opening of a file of the view that may lie in a local one whole, now or later.
+pub(super) fn open(shared: &Arc<Shared>, generation: Arc<Generation>, node: u32, file: usize, reply: ReplyOpen) {
     match generation.routes.ask(node, reply) {
         Known::Decided(reply, backing) => shared.opened(generation, node, backing.as_deref(), reply),
         Known::Pending => {}
         Known::Nothing => {
             let (its, of) = (Arc::clone(shared), Arc::clone(&generation));
             let find_out = move || {
-                let file = local_file(&of.routes, untouched);
+                let file = local_file(&of.routes, Arc::clone(of.view()), file);
                 settle(&its, &of, node, file.as_ref());
             };
             if let Err(e) = thread::Builder::new().name("passthrough".into()).spawn(find_out) {
@@ -143,18 +138,18 @@ fn settle(shared: &Shared, generation: &Arc<Generation>, node: u32, file: Option
     }
 }
 
-/// The local file behind a file of the source, where there is one and it opens in time.
-fn local_file(routes: &Routes, (source, file): (Arc<dyn Source>, FileId)) -> Option<OwnedFd> {
+/// The local file behind a file of the view, where there is one and it opens in time.
+fn local_file(routes: &Routes, view: Arc<View>, file: usize) -> Option<OwnedFd> {
     let openings = Opening::begin(&routes.openings)?;
-    let path = source.entry(file).path.clone();
+    let path = view.plan().files[file].path.clone();
     let (tell, told) = mpsc::channel();
     let open = move || {
-        let opened = source.local_file(file);
+        let opened = view.local_file(file);
         drop(openings);
         // Nobody listens after the wait is over.
         drop(tell.send(opened));
     };
-    let started: io::Result<_> = thread::Builder::new().name("source-open".into()).spawn(open);
+    let started: io::Result<_> = thread::Builder::new().name("local-open".into()).spawn(open);
     started.inspect_err(|e| tracing::debug!("no passthrough: {e}")).ok()?;
     match told.recv_timeout(PATIENCE) {
         Ok(opened) => opened,

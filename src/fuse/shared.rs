@@ -87,7 +87,7 @@ impl Shared {
         }
     }
 
-    /// Whether untouched files are handed to the kernel.
+    /// Whether files are handed to the kernel.
     pub(super) fn passes(&self) -> bool {
         self.passthrough.load(Ordering::Relaxed)
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::{
-    plan::{Error, Origin, Piece, Planned, snapshot::Set},
+    plan::{Error, Origin, Piece, Planned, digest, snapshot::Set},
     quant::{Axis, Banding, Part, Scheme, Weight, dialect::Arranged},
     source::{FileId, Source, Version},
     tensor::Float,
@@ -12,9 +12,6 @@ use crate::{
 /// Elements of a tile: 2 MiB of bf16 source. Large enough for few and sequential reads, small enough
 /// that a first read waits a millisecond and that tiles in flight stay a small part of the budget.
 const TILE_ELEMENTS: usize = 1 << 20;
-
-/// Changes whenever the same scheme id would give other bytes for the same plan.
-const ENCODING_REVISION: u32 = 1;
 
 /// Source bytes that are a dense tensor as they lie: file, offset, length of each run.
 pub(crate) fn runs(set: &Set, tensor: &Arranged) -> Option<Vec<(FileId, u64, u64)>> {
@@ -109,30 +106,13 @@ fn tile_len(banding: Banding, weight: &Weight) -> usize {
 
 fn key(source: &dyn Source, weight: &Weight, origin: &Origin, scheme: &dyn Scheme) -> [u8; 16] {
     let mut hash = blake3::Hasher::new();
-    hash.update(&ENCODING_REVISION.to_le_bytes());
-    let id = scheme.id();
-    hash.update(&(id.len() as u64).to_le_bytes());
-    hash.update(id.as_bytes());
-    for dim in &weight.shape {
-        hash.update(&(*dim as u64).to_le_bytes());
-    }
-    hash.update(&[origin.stored as u8, origin.float as u8, u8::from(origin.plus_one)]);
-    for piece in &origin.pieces {
-        let Version { len, mtime_ns, inode, device } = source.entry(piece.file).version;
-        for number in [
-            len,
-            inode,
-            device,
-            piece.offset,
-            piece.rows as u64,
-            piece.row_stride as u64,
-            piece.cols as u64,
-            piece.col_stride as u64,
-        ] {
+    digest::weight(&mut hash, weight, origin, scheme, &mut |hash, file| {
+        let Version { len, mtime_ns, inode, device } = source.entry(file).version;
+        for number in [len, inode, device] {
             hash.update(&number.to_le_bytes());
         }
         hash.update(&mtime_ns.to_le_bytes());
-    }
+    });
     let mut key = [0; 16];
     key.copy_from_slice(&hash.finalize().as_bytes()[..16]);
     key

@@ -28,6 +28,12 @@ pub(super) struct Counters {
     pub(super) tiles: AtomicU64,
     pub(super) tiles_ahead: AtomicU64,
     pub(super) encode_ns: AtomicU64,
+    pub(super) store_hits: AtomicU64,
+    pub(super) store_misses: AtomicU64,
+    pub(super) store_corrupt: AtomicU64,
+    pub(super) store_read_bytes: AtomicU64,
+    pub(super) store_written_bytes: AtomicU64,
+    pub(super) store_behind: AtomicU64,
     /// Tiles of weights that hold elements that are NaN or infinite, and how many; a tile that is
     /// made again counts once.
     pub(super) not_finite: Mutex<HashMap<[u8; 16], HashMap<u32, usize>>>,
@@ -131,6 +137,24 @@ pub struct Snapshot {
     pub cache_bytes: u64,
     /// The cache's limit in bytes.
     pub cache_limit: u64,
+    /// Tiles found in the store, checked.
+    pub store_hits: u64,
+    /// Tiles that were not.
+    pub store_misses: u64,
+    /// Of these, tiles that were there with other checksums.
+    pub store_corrupt: u64,
+    /// Bytes of tiles read from the store.
+    pub store_read_bytes: u64,
+    /// Bytes of tiles handed to the store that are there now.
+    pub store_written_bytes: u64,
+    /// Tiles put off since the disk was behind; they are made again when nobody reads.
+    pub store_behind: u64,
+    /// Bytes that the store's directory holds.
+    pub store_bytes: u64,
+    /// The most that it may hold; 0 where there is no store.
+    pub store_limit: u64,
+    /// Files of the view that lie there whole, checked and sealed.
+    pub store_sealed: u64,
 }
 
 impl Counters {
@@ -155,6 +179,12 @@ impl Counters {
             tiles: self.tiles.load(Relaxed),
             tiles_ahead: self.tiles_ahead.load(Relaxed),
             encode_ns: self.encode_ns.load(Relaxed),
+            store_hits: self.store_hits.load(Relaxed),
+            store_misses: self.store_misses.load(Relaxed),
+            store_corrupt: self.store_corrupt.load(Relaxed),
+            store_read_bytes: self.store_read_bytes.load(Relaxed),
+            store_written_bytes: self.store_written_bytes.load(Relaxed),
+            store_behind: self.store_behind.load(Relaxed),
             not_finite: lock(&self.not_finite).values().flat_map(HashMap::values).sum::<usize>() as u64,
             ..Snapshot::default()
         }

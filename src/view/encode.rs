@@ -132,6 +132,13 @@ fn cut<'a>(planned: &Planned, stretch: &Range<usize>, rest: &mut [&'a mut [u8]])
     cut.zip(&planned.parts).filter(|(_, part)| tiled(part)).filter_map(|(out, _)| out).collect()
 }
 
+/// Where the share of a tile lies in each part; empty for constants.
+pub(super) fn shares(planned: &Planned, tile: u32) -> impl Iterator<Item = Range<usize>> {
+    let band = band(planned, tile);
+    let extent = planned.banding.extent(&planned.weight);
+    planned.parts.iter().map(move |part| part.range(planned.banding, extent, band.clone()))
+}
+
 /// What encoding needs of its engine and view.
 pub(super) struct Encoder<'a> {
     pub(super) reader: Reader<'a>,
@@ -152,7 +159,7 @@ impl Encoder<'_> {
 
     fn encode(&self, planned: &Planned, tile: u32, buffers: &mut Buffers) -> Result<Tile, Failure> {
         let band = band(planned, tile);
-        let mut parts: Vec<Arc<[u8]>> = places(planned, &band).map(|part| self.memory(part.len())).collect();
+        let mut parts: Vec<Arc<[u8]>> = places(planned, &band).map(|part| memory(self.cache, part.len())).collect();
         let mut rest: Vec<&mut [u8]> = parts.iter_mut().filter_map(Arc::get_mut).collect();
         let (mut odd, mut busy) = (0, Duration::ZERO);
         for stretch in stretches(planned, band) {
@@ -169,11 +176,6 @@ impl Encoder<'_> {
         add(&self.counters.encode_ns, usize::try_from(busy.as_nanos()).unwrap_or(usize::MAX));
         add(&self.counters.tiles, 1);
         Ok(parts.into())
-    }
-
-    /// Room for a part, with anything in it.
-    fn memory(&self, len: usize) -> Arc<[u8]> {
-        self.cache.reclaim(len).unwrap_or_else(|| std::iter::repeat_n(0, len).collect())
     }
 
     /// NaN and infinite elements have the bytes that the reference library gives them; they are
@@ -204,6 +206,11 @@ impl Encoder<'_> {
         let mut gather = Gather { reader: &self.reader, origin: &planned.origin, weight: &planned.weight, window };
         Ok(gather.band(planned.banding.axis, band, stored)?)
     }
+}
+
+/// Room for a part, with anything in it.
+pub(super) fn memory(cache: &Cache<PartKey>, len: usize) -> Arc<[u8]> {
+    cache.reclaim(len).unwrap_or_else(|| std::iter::repeat_n(0, len).collect())
 }
 
 /// The gathered elements as the scheme wants them: plus one, cast.

@@ -5,6 +5,7 @@ use std::{io, num::NonZero, sync::Arc, thread, time::Duration};
 use crate::{
     cache::{Cache, Flights, Retain, Ticket},
     plan::Planned,
+    store::Store,
 };
 
 use super::{
@@ -86,6 +87,7 @@ pub struct Engine {
     pub(super) options: Options,
     pub(super) watchdog: Watchdog,
     pub(super) pool: Pool,
+    pub(super) store: Option<Arc<Store>>,
     shelf: Shelf,
 }
 
@@ -95,6 +97,14 @@ impl Engine {
     /// # Errors
     /// Where the system refuses a thread.
     pub fn new(options: Options) -> io::Result<Arc<Self>> {
+        Self::with_store(options, None)
+    }
+
+    /// Starts the threads; the views keep finished files in a store.
+    ///
+    /// # Errors
+    /// Where the system refuses a thread.
+    pub fn with_store(options: Options, store: Option<Arc<Store>>) -> io::Result<Arc<Self>> {
         Ok(Arc::new(Self {
             cache: Cache::new(options.cache_bytes),
             flights: Arc::default(),
@@ -103,6 +113,7 @@ impl Engine {
             options,
             watchdog: Watchdog::new(options.deadline)?,
             pool: Pool::new(options.threads)?,
+            store,
             shelf: Shelf::default(),
         }))
     }
@@ -119,12 +130,15 @@ impl Engine {
             cache_entries: cache.entries as u64,
             cache_bytes: cache.bytes as u64,
             cache_limit: self.cache.limit() as u64,
+            store_bytes: self.store.as_ref().map_or(0, |store| store.bytes()),
+            store_limit: self.store.as_ref().map_or(0, |store| store.limit()),
+            store_sealed: self.store.as_ref().map_or(0, |store| store.sealed() as u64),
             ..self.counters.snapshot()
         }
     }
 
     /// All parts of a tile, where all are in the cache.
-    fn kept(&self, planned: &Planned, key: TileKey) -> Option<Tile> {
+    pub(super) fn kept(&self, planned: &Planned, key: TileKey) -> Option<Tile> {
         let tiled = |part: usize| matches!(planned.parts[part].content, crate::quant::Content::Tiled { .. });
         let value = |part: usize| match u16::try_from(part) {
             Ok(number) if tiled(part) => self.cache.peek(&key.part(number)),
@@ -190,16 +204,29 @@ impl View {
         self.engine.pool.push(Lane::Ahead, encode::cost(&self.plan.weights[weight as usize], tile), Box::new(run))
     }
 
-    /// Makes a tile and keeps it; logs a failure.
+    /// Makes a tile and keeps it, unless the store has it; logs a failure.
     fn encode(&self, weight: u32, tile: u32, place: &Place) -> Result<Tile, Failure> {
         let engine = &*self.engine;
-        let reader = self.reader();
-        let encoder = Encoder { reader, counters: &engine.counters, shelf: &engine.shelf, cache: &engine.cache };
-        let made = encoder.tile(&self.plan.weights[weight as usize], tile);
+        if let Some(parts) = self.load_stored(weight, tile) {
+            engine.keep(self.key(weight, tile), &parts);
+            return Ok(parts);
+        }
+        let made = self.encode_only(weight, tile);
         match &made {
-            Ok(parts) => engine.keep(self.key(weight, tile), parts),
+            Ok(parts) => {
+                engine.keep(self.key(weight, tile), parts);
+                self.offer_to_store(weight, tile, parts);
+            }
             Err(failure) => engine.journal.failed(failure, place),
         }
         made
+    }
+
+    /// Makes a tile, wherever it may be kept already.
+    pub(super) fn encode_only(&self, weight: u32, tile: u32) -> Result<Tile, Failure> {
+        let engine = &*self.engine;
+        let reader = self.reader();
+        let encoder = Encoder { reader, counters: &engine.counters, shelf: &engine.shelf, cache: &engine.cache };
+        encoder.tile(&self.plan.weights[weight as usize], tile)
     }
 }

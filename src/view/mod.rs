@@ -18,6 +18,8 @@ mod gather;
 mod pool;
 mod read;
 mod segment;
+mod settle;
+mod stored;
 pub mod tree;
 
 use std::sync::Arc;
@@ -39,14 +41,19 @@ pub struct View {
     tree: Tree,
     engine: Arc<Engine>,
     ahead: ahead::Ahead,
+    stored: Option<stored::Stored>,
 }
 
 impl View {
-    /// A view of `plan`, which was made from `source`. Reads nothing.
+    /// A view of `plan`, which was made from `source`. Reads nothing, unless the engine has a store: then
+    /// its files are looked up there, by a look at the source's.
     #[must_use]
     pub fn new(plan: Arc<Plan>, source: Arc<dyn Source>, engine: Arc<Engine>) -> Arc<Self> {
         let tree = Tree::new(&plan.files);
-        Arc::new(Self { plan, source, tree, engine, ahead: ahead::Ahead::default() })
+        let stored = engine.store.as_ref().map(|store| stored::Stored::open(store, &plan, &*source));
+        let view = Arc::new(Self { plan, source, tree, engine, ahead: ahead::Ahead::default(), stored });
+        view.start_settling();
+        view
     }
 
     /// What it shows.

@@ -76,6 +76,12 @@ impl Memory {
         Self { entries: files.iter().enumerate().map(entry).collect(), files, ..Self::default() }
     }
 
+    /// The same bytes in files of this version.
+    pub(crate) fn with_version(&self, version: Version) -> Self {
+        let entries = self.entries.iter().map(|entry| Entry { version, ..entry.clone() }).collect();
+        Self { entries, files: self.files.clone(), ..Self::default() }
+    }
+
     /// Lets all reads hang, or go on.
     pub(crate) fn hang(&self, hung: bool) {
         *self.hung.lock().unwrap() = hung;

@@ -25,12 +25,12 @@ use crate::mount::{
 };
 
 /// A model of one layer's worth of weights, and a mount point.
-struct Model {
-    dir: TempDir,
+pub(crate) struct Model {
+    pub(crate) dir: TempDir,
 }
 
 impl Model {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let model = Self { dir };
@@ -40,46 +40,46 @@ impl Model {
         model
     }
 
-    fn source(&self) -> PathBuf {
+    pub(crate) fn source(&self) -> PathBuf {
         self.dir.path().join("model")
     }
 
-    fn mnt(&self) -> PathBuf {
+    pub(crate) fn mnt(&self) -> PathBuf {
         // Not `canonicalize`: the mount may be dead.
         self.dir.path().canonicalize().unwrap().join("mnt")
     }
 
-    fn weights(&self) -> PathBuf {
+    pub(crate) fn weights(&self) -> PathBuf {
         self.mnt().join("model.safetensors")
     }
 
     /// `quantfs mount MODEL MNT ...`
-    fn mount(&self, more: &[&str]) -> Output {
+    pub(crate) fn mount(&self, more: &[&str]) -> Output {
         quantfs(&["mount"]).arg(self.source()).arg(self.mnt()).args(more).output().unwrap()
     }
 
-    fn mounted(&self, more: &[&str]) {
+    pub(crate) fn mounted(&self, more: &[&str]) {
         let out = self.mount(more);
         assert!(out.status.success(), "{}", text(&out));
         assert!(self.is_mounted());
     }
 
-    fn is_mounted(&self) -> bool {
+    pub(crate) fn is_mounted(&self) -> bool {
         mountinfo::at(&self.mnt()).unwrap().is_some()
     }
 
-    fn status(&self) -> Value {
+    pub(crate) fn status(&self) -> Value {
         let out = quantfs(&["status", "--json"]).arg(self.mnt()).output().unwrap();
         assert!(out.status.success(), "{}", text(&out));
         serde_json::from_slice(&out.stdout).unwrap()
     }
 
-    fn pid(&self) -> Pid {
+    pub(crate) fn pid(&self) -> Pid {
         let pid = self.status()["pid"].as_i64().unwrap();
         Pid::from_raw(i32::try_from(pid).unwrap()).unwrap()
     }
 
-    fn umount(&self, more: &[&str]) -> Output {
+    pub(crate) fn umount(&self, more: &[&str]) -> Output {
         quantfs(&["umount"]).arg(self.mnt()).args(more).output().unwrap()
     }
 }
@@ -99,7 +99,7 @@ impl Drop for Model {
     }
 }
 
-fn write_model(dir: &Path) {
+pub(crate) fn write_model(dir: &Path) {
     let (rows, cols) = (512usize, 1024usize);
     let header = serde_json::json!({
         "model.embed_tokens.weight": { "dtype": "BF16", "shape": [rows, cols], "data_offsets": [0, rows * cols * 2] },
@@ -119,17 +119,17 @@ fn write_model(dir: &Path) {
     fs::write(dir.join("tokenizer.json"), "{}").unwrap();
 }
 
-fn quantfs(args: &[&str]) -> Command {
+pub(crate) fn quantfs(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_quantfs"));
     command.args(args).stdin(Stdio::null());
     command
 }
 
-fn text(out: &Output) -> String {
+pub(crate) fn text(out: &Output) -> String {
     format!("{}: {}{}", out.status, String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr))
 }
 
-fn within(time: Duration, what: &str, mut holds: impl FnMut() -> bool) {
+pub(crate) fn within(time: Duration, what: &str, mut holds: impl FnMut() -> bool) {
     let started = Instant::now();
     while !holds() {
         assert!(started.elapsed() < time, "not within {time:?}: {what}");
@@ -138,7 +138,7 @@ fn within(time: Duration, what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 /// Whether the process runs; one that ended and was not yet waited for does not.
-fn is_alive(pid: Pid) -> bool {
+pub(crate) fn is_alive(pid: Pid) -> bool {
     let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();
     stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
 }
@@ -264,7 +264,7 @@ fn a_live_mount_is_not_covered() {
 }
 
 /// One line, that exit code, these words.
-fn refused(out: &Output, code: i32, words: &[&str]) {
+pub(crate) fn refused(out: &Output, code: i32, words: &[&str]) {
     let said = String::from_utf8_lossy(&out.stderr);
     assert_eq!(out.status.code(), Some(code), "{said}");
     assert!(code == 2 || said.lines().count() == 1, "{said}");

@@ -5,6 +5,8 @@
 mod bench;
 mod bulk;
 mod cache;
+#[cfg(all(feature = "cli", feature = "fuse"))]
+mod cache_dir;
 #[path = "../common/mod.rs"]
 mod common;
 mod containers;
@@ -31,3 +33,4 @@ mod readme;
 mod reads;
 mod runtime;
 mod sources;
+mod store;
