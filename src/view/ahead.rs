@@ -45,7 +45,8 @@ const STREAMS: usize = 16;
 const FILES: usize = 256;
 /// Where a window starts; it doubles with every read that follows.
 const FIRST_WINDOW: u64 = 1 << 20;
-/// So many times what a stream took is made ahead of it at most: many readers look at the start of a file only.
+/// So many times the way that a stream has come is made ahead of it at most: many readers look at the start of a file
+/// only.
 const TRUST: u64 = 4;
 /// Work of one call: a reader pays for a short look only, the next one continues.
 const STEP: u64 = 8 << 20;
@@ -63,8 +64,10 @@ struct Files {
 struct Stream {
     progress: Arc<Progress>,
     window: u64,
-    /// Bytes that its reads took.
-    taken: u64,
+    /// Where it began.
+    start: u64,
+    /// The next read was announced.
+    announced: bool,
     /// Codes thrown out unread when this stream last looked.
     unread: u64,
     last: u64,
@@ -133,15 +136,14 @@ fn admit(streams: &mut Vec<Stream>, stream: Stream) {
 impl Stream {
     fn new(read: &Range<u64>, access: Access, unread: u64, clock: u64) -> Self {
         let progress = Arc::new(Progress { read: AtomicU64::new(read.end), made: AtomicU64::new(read.end) });
-        let taken = if access == Access::Sequential { FIRST_WINDOW } else { read.end - read.start };
-        Self { progress, window: FIRST_WINDOW, taken, unread, last: clock }
+        let announced = access == Access::Sequential;
+        Self { progress, window: FIRST_WINDOW, start: read.start, announced, unread, last: clock }
     }
 
     fn follow(&mut self, read: &Range<u64>, limit: u64, unread: u64, clock: u64) {
         self.progress.read.fetch_max(read.end, Relaxed);
         self.progress.made.fetch_max(read.end, Relaxed);
         self.last = clock;
-        self.taken = self.taken.saturating_add(read.end - read.start);
         self.window = if unread > self.unread { self.window / 2 } else { self.window * 2 };
         self.window = self.window.max(FIRST_WINDOW).min(limit);
         self.unread = unread;
@@ -149,8 +151,9 @@ impl Stream {
 
     fn order(&self, limit: u64) -> Order {
         let made = self.progress.made.load(Relaxed);
-        let window = self.window.min(limit).min(self.taken.saturating_mul(TRUST));
-        let end = self.progress.read.load(Relaxed).saturating_add(window);
+        let read = self.progress.read.load(Relaxed);
+        let trusted = if self.announced { u64::MAX } else { TRUST.saturating_mul(read.saturating_sub(self.start)) };
+        let end = read.saturating_add(self.window.min(limit).min(trusted));
         Order { progress: Arc::clone(&self.progress), range: made..end.min(made + STEP) }
     }
 }
