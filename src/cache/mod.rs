@@ -122,7 +122,8 @@ impl<K: Copy + Eq + Hash + Debug> Cache<K> {
         lock(self.shard(key)).contains(key)
     }
 
-    /// Records that so many bytes of a value were served. One that was served whole leaves first.
+    /// Records that so many bytes of a value were served. One that was served whole leaves first; 0 records only that
+    /// somebody had something of it.
     pub fn served(&self, key: &K, bytes: usize) {
         lock(self.shard(key)).served(key, bytes);
     }
@@ -146,6 +147,9 @@ impl<K: Copy + Eq + Hash + Debug> Cache<K> {
     /// fits; one of them leaves all the same.
     #[must_use]
     pub fn reclaim(&self, len: usize) -> Option<Arc<[u8]>> {
+        if len == 0 {
+            return None;
+        }
         let spent: usize = self.shards.iter().map(|s| lock(s).bytes()[Rank::Spent as usize]).sum();
         if spent <= SPENT_BYTES {
             return None;

@@ -25,11 +25,13 @@ pub(super) struct Entry {
     value: Arc<[u8]>,
     retain: Retain,
     served: usize,
+    /// Somebody had something of it.
+    seen: bool,
 }
 
 impl Entry {
     pub(super) fn new(value: Arc<[u8]>, retain: Retain) -> Self {
-        Self { value, retain, served: 0 }
+        Self { value, retain, served: 0, seen: false }
     }
 
     pub(super) fn size(&self) -> usize {
@@ -41,7 +43,7 @@ impl Entry {
     }
 
     pub(super) fn is_unread_codes(&self) -> bool {
-        self.retain == Retain::Codes && self.served == 0
+        self.retain == Retain::Codes && !self.seen
     }
 
     /// Every byte was served, or as many: ranges are not told apart, for this is a hint.
@@ -126,10 +128,11 @@ impl<K: Copy + Eq + Hash + Debug> Shard<K> {
         self.served(key, 0).map(|entry| Arc::clone(&entry.value))
     }
 
-    /// Counts bytes of a value as served, and moves it to the list where it belongs since.
+    /// Counts bytes of a value as served (none where the reader's system does not keep them), and moves it to the list where it belongs since.
     pub(super) fn served(&mut self, key: &K, bytes: usize) -> Option<&Entry> {
         let mut entry = self.take(key)?;
         entry.served = entry.served.saturating_add(bytes);
+        entry.seen = true;
         let list = self.list_of(&entry);
         list.put(*key, entry);
         list.entries.peek(key)

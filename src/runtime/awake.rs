@@ -7,7 +7,7 @@ use std::{
     hint::spin_loop,
     num::NonZero,
     sync::{
-        OnceLock,
+        Arc, OnceLock,
         atomic::{
             AtomicBool, AtomicUsize,
             Ordering::{Acquire, Relaxed, Release},
@@ -35,7 +35,7 @@ const PATIENCE: Duration = Duration::from_micros(500);
 /// every thread of the pool. While it runs somewhere, further calls just run their work, as do all where
 /// there are more threads than cores.
 ///
-/// Returns when `work` is done and the jobs that those threads took meanwhile, other people's too.
+/// Waits for nobody: a thread that is busy elsewhere in the pool is left alone.
 pub(crate) fn keep_awake<R>(work: impl FnOnce() -> R) -> R {
     if rayon::current_num_threads() > cores() { work() } else { keep_threads_awake(work) }
 }
@@ -46,17 +46,16 @@ fn keep_threads_awake<R>(work: impl FnOnce() -> R) -> R {
     if threads == 1 || TAKEN.swap(true, Acquire) {
         return work();
     }
-    let (watch, caller) = (Watch::default(), rayon::current_thread_index());
-    rayon::in_place_scope(|scope| {
-        scope.spawn_broadcast(|_, thread| {
-            if caller != Some(thread.index()) && watch.come() {
-                watch.look_for_jobs();
-            }
-        });
-        let _over = Over(&watch);
-        watch.gather(threads - usize::from(caller.is_some()));
-        work()
-    })
+    let (watch, caller) = (Arc::new(Watch::default()), rayon::current_thread_index());
+    let its = Arc::clone(&watch);
+    rayon::spawn_broadcast(move |thread| {
+        if caller != Some(thread.index()) && its.come() {
+            its.look_for_jobs();
+        }
+    });
+    let _over = Over(&watch);
+    watch.gather(threads - usize::from(caller.is_some()));
+    work()
 }
 
 /// Cores that there are for this program: threads beyond them would take each other's time.
@@ -164,6 +163,26 @@ mod tests {
                 thread::scope(|scope| {
                     scope.spawn(|| pool.install(|| (0..100).for_each(|_| short_jobs())));
                     scope.spawn(|| (0..100).for_each(|_| short_jobs()));
+                });
+            }
+            done.send(()).expect("the test waits");
+        });
+        end.recv_timeout(Duration::from_secs(100)).expect("the work ends");
+    }
+
+    /// A thread of the pool that waits for the outcome, by other means than the pool's.
+    #[test]
+    fn nobody_is_waited_for() {
+        let (done, end) = mpsc::channel();
+        thread::spawn(move || {
+            let pool = pool(2);
+            for _ in 0..100 {
+                let (tell, told) = mpsc::channel();
+                pool.install(|| {
+                    rayon::join(
+                        || tell.send(keep_threads_awake(|| 7)).expect("somebody waits"),
+                        move || assert_eq!(told.recv(), Ok(7)),
+                    );
                 });
             }
             done.send(()).expect("the test waits");

@@ -47,6 +47,9 @@ impl Stored {
         }
         let layout = self.found.scheme.parts(&self.found.weight).map_err(|Unsupported(why)| self.wrong(why))?;
         let count = lead.iter().product();
+        if rows * cols == 0 {
+            return Err(self.wrong(format!("it has shape {shape:?}: matrices of no elements")));
+        }
         let weight = Weight { stem: stem.clone(), float: *float, shape: vec![*rows, *cols] };
         let one = |i: usize| {
             let parts = layout.iter().zip(&self.parts).map(|(part, bytes)| cut(part, bytes, lead, count, i));

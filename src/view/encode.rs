@@ -133,10 +133,8 @@ fn cut<'a>(planned: &Planned, stretch: &Range<usize>, rest: &mut [&'a mut [u8]])
 }
 
 /// Where the share of a tile lies in each part; empty for constants.
-pub(super) fn shares(planned: &Planned, tile: u32) -> impl Iterator<Item = Range<usize>> {
-    let band = band(planned, tile);
-    let extent = planned.banding.extent(&planned.weight);
-    planned.parts.iter().map(move |part| part.range(planned.banding, extent, band.clone()))
+pub(super) fn shares(planned: &Planned, tile: u32) -> Vec<Range<usize>> {
+    places(planned, &band(planned, tile)).collect()
 }
 
 /// What encoding needs of its engine and view.
@@ -160,7 +158,8 @@ impl Encoder<'_> {
     fn encode(&self, planned: &Planned, tile: u32, buffers: &mut Buffers) -> Result<Tile, Failure> {
         let band = band(planned, tile);
         let mut parts: Vec<Arc<[u8]>> = places(planned, &band).map(|part| memory(self.cache, part.len())).collect();
-        let mut rest: Vec<&mut [u8]> = parts.iter_mut().filter_map(Arc::get_mut).collect();
+        let own = |part| Arc::get_mut(part).expect("nobody has heard of it yet");
+        let mut rest: Vec<&mut [u8]> = parts.iter_mut().map(own).collect();
         let (mut odd, mut busy) = (0, Duration::ZERO);
         for stretch in stretches(planned, band) {
             let (rows, cols) = dimensions(planned, &stretch);

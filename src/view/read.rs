@@ -76,7 +76,9 @@ impl View {
     }
 
     /// Fills `buf` from `offset` on and says how many bytes there were: fewer than asked for only at
-    /// the end of the file. Blocks; not for the threads of the engine itself (inside a `done`).
+    /// the end of the file. Blocks; not for the threads of the engine itself (inside a `done`). What was
+    /// delivered is soon given up, as after a read of a mount: who reads twice keeps it, or asks
+    /// [`read_then`](Self::read_then) with [`Access::Direct`].
     ///
     /// # Errors
     /// As [`ReadError`] lists them; what is in `buf` then means nothing.
@@ -155,11 +157,9 @@ impl View {
         (whole.len() == len).then_some(Bytes::Own(whole))
     }
 
-    /// Tells the cache what it need not keep since the system's has it.
+    /// Tells the cache what was read, and need not be kept where the system's has it.
     fn served(&self, key: &PartKey, bytes: usize, access: Access) {
-        if access != Access::Direct {
-            self.engine.cache.served(key, bytes);
-        }
+        self.engine.cache.served(key, if access == Access::Direct { 0 } else { bytes });
     }
 
     fn park(self: &Arc<Self>, (file, offset, len): (usize, u64, usize), access: Access, finish: Finish) {

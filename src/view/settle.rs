@@ -22,7 +22,8 @@ use crate::{
 use super::{
     View,
     counters::add,
-    encode::Tile,
+    encode::{self, Tile},
+    pool::Lane,
     segment::{From, Segments},
 };
 
@@ -189,7 +190,7 @@ impl View {
             let (again, file) = (work.again.first().copied(), work.files.first().copied());
             drop(work);
             if let Some((weight, tile)) = again {
-                let remade = self.remake(weight, tile);
+                let Some(remade) = self.remake(weight, tile) else { return thread::sleep(PAUSE) };
                 let mut work = lock(&stored.desk.work);
                 work.again.remove(&(weight, tile));
                 if remade {
@@ -211,15 +212,17 @@ impl View {
         }
     }
 
-    /// Makes a tile for the store that found no room when it was delivered. Whether it is there now.
-    fn remake(&self, weight: u32, tile: u32) -> bool {
-        let (Some(stored), planned) = (&self.stored, &self.plan.weights[weight as usize]) else { return false };
+    /// Makes a tile for the store that found no room when it was delivered. Whether it is there now; `None` while
+    /// readers need the memory.
+    fn remake(&self, weight: u32, tile: u32) -> Option<bool> {
+        let (Some(stored), planned) = (&self.stored, &self.plan.weights[weight as usize]) else { return Some(false) };
         if self.engine.store.as_ref().is_none_or(|store| !store.has_room()) {
-            return false;
+            return Some(false);
         }
         if stored.has(planned, weight, tile) {
-            return true;
+            return Some(true);
         }
+        let _permit = self.engine.pool.try_permit(Lane::Ahead, encode::cost(planned, tile))?;
         let parts =
             self.engine.kept(planned, self.key(weight, tile)).map_or_else(|| self.encode_only(weight, tile), Ok);
         match parts {
@@ -227,7 +230,7 @@ impl View {
             // Whoever reads it is told, and the log with him.
             Err(failure) => tracing::debug!(?failure, "a tile could not be made for the store"),
         }
-        true
+        Some(true)
     }
 
     /// One step towards a whole file. Whether there is another.

@@ -116,6 +116,10 @@ impl Stored {
     /// The parts of a tile, if all are there and right; whether one was wrong.
     fn load(&self, cache: &Cache<PartKey>, planned: &Planned, weight: u32, tile: u32) -> Result<Tile, Loaded> {
         let shares = self.shares(planned, weight, tile).ok_or(Loaded::Absent)?;
+        let recorded = |share: &Share<'_>| share.pieces.first().is_some_and(|(entry, piece)| entry.has(*piece));
+        if !shares.iter().all(recorded) {
+            return Err(Loaded::Absent);
+        }
         let mut parts: Vec<Arc<[u8]>> = vec![Arc::from([]); planned.parts.len()];
         for share in shares {
             let mut bytes = memory(cache, share.len);

@@ -158,6 +158,20 @@ fn memory_of_served_values_is_used_again() {
 }
 
 #[test]
+fn codes_that_somebody_saw_do_not_leave_unread() {
+    for (seen, unread) in [(true, 0), (false, 5)] {
+        let cache = Cache::<u8>::with_shards(5 * (100 + ENTRY_BYTES), 1);
+        for key in 0..10 {
+            assert!(cache.insert(key, vec![key; 100].into(), Retain::Codes));
+            if seen {
+                cache.served(&key, 0);
+            }
+        }
+        assert_eq!((cache.stats().evictions, cache.unread_evictions()), (5, unread));
+    }
+}
+
+#[test]
 fn the_budget_holds_under_stress() {
     let limit = 64 << 10;
     let cache = Arc::new(Cache::<u64>::new(limit));

@@ -51,7 +51,9 @@ fn elements(random: &mut Random, float: Float, count: usize, start: usize) -> Ve
     let mut wide = vec![];
     let first = random.below(2) * FINITE;
     for _ in 0..count.div_ceil(32) {
-        let (kind, scale) = (first + random.below(10), 2f32.powi(i32::try_from(random.below(250)).unwrap() - 140));
+        // Beyond the range of halves most are infinite.
+        let (least, span) = if float == Float::F16 { (-30, 36) } else { (-140, 250) };
+        let (kind, scale) = (first + random.below(10), 2f32.powi(i32::try_from(random.below(span)).unwrap() + least));
         let scale = if random.below(2) == 0 { 0.02 } else { scale };
         (0..32).for_each(|_| wide.extend(value(random, kind, scale).to_le_bytes()));
     }

@@ -1,7 +1,8 @@
 //! `quantfs bench read`: reading a view through a mount of its own, beside reading the source.
 //!
-//! Always: the bytes that are timed were compared with the view's before, and limit and case take turns. The
-//! mount is in a temporary directory, has caches of its own, and is gone afterwards.
+//! Always: before anything is timed every byte of a mount was compared with those of an engine of one thread that
+//! has no mount, and limit and case take turns. A mount is in a temporary directory, has caches of its own, and is
+//! gone afterwards.
 
 use std::{
     collections::BTreeSet,
@@ -45,6 +46,9 @@ pub(super) struct ReadArgs {
     evict: bool,
 }
 
+/// A file, the first byte and the length of a run of it.
+type Run<F> = (F, u64, u64);
+
 /// Views to read, and how.
 pub(super) struct Job {
     pub(super) args: ReadArgs,
@@ -77,8 +81,11 @@ impl Pairs {
         self.1.push(limit);
     }
 
+    /// The median value, and the limit that stands to it as limits stood to values, in the median of the turns.
     fn medians(&mut self) -> (f64, f64) {
-        (median(&mut self.0), median(&mut self.1))
+        let mut ratios: Vec<f64> = self.0.iter().zip(&self.1).map(|(value, limit)| limit / value).collect();
+        let value = median(&mut self.0);
+        (value, value * median(&mut ratios))
     }
 }
 
@@ -116,9 +123,9 @@ struct Bench<'a> {
     /// The view's files with weights, and their number in the plan.
     outputs: Vec<(usize, String)>,
     /// Where a large weight in the middle lies: the file of the view, its first byte, its length.
-    layer: (String, u64, u64),
-    /// Bytes of the source that make it.
-    layer_source: u64,
+    layer: Run<String>,
+    /// As many bytes of the source as make it: file, first byte, length.
+    layer_source: Run<FileId>,
 }
 
 impl<'a> Bench<'a> {
@@ -167,19 +174,21 @@ impl<'a> Bench<'a> {
         let session = Session::start(mounted, Arc::clone(&view), facts, &options)?;
         let root = session.place().path.clone();
         std::fs::metadata(root.join(&self.outputs[0].1))?;
-        Ok((Mount { root, view, session: Some(session), _place: place }, started.elapsed()))
+        Ok((Mount { root, session: Some(session), _place: place }, started.elapsed()))
     }
 
     /// Every byte through a mount is the view's.
     fn check(&self) -> Result<(), Failure> {
         let (mount, _) = self.mount(std::thread::available_parallelism().map_or(1, usize::from))?;
+        let engine = Engine::new(view::Options { threads: 1, ..Default::default() })?;
+        let alone = View::new(Arc::clone(&self.plan), Arc::clone(&self.source), engine);
         let (mut read, mut made) = (vec![0; CHUNK], vec![0; CHUNK]);
         for (number, path) in &self.outputs {
             let file = File::open(mount.root.join(path))?;
             for at in (0..self.plan.files[*number].len).step_by(CHUNK) {
                 let len = usize::try_from(self.plan.files[*number].len - at).unwrap_or(CHUNK).min(CHUNK);
                 file.read_exact_at(&mut read[..len], at)?;
-                mount.view.read_at(*number, at, &mut made[..len]).map_err(|e| Failure::refused(e.to_string()))?;
+                alone.read_at(*number, at, &mut made[..len]).map_err(|e| Failure::refused(e.to_string()))?;
                 if read[..len] != made[..len] {
                     return Err(Failure::refused(format!("{path}: a read at {at} gave other bytes; nothing is timed")));
                 }
@@ -197,17 +206,20 @@ impl<'a> Bench<'a> {
         let (mount, ready) = self.mount(threads)?;
         turns.ready.push(ready.as_secs_f64() * 1e3, self.read_headers()? / 1e6);
         again(evict)?;
-        turns.cold.push(bytes / seconds(|| mount.read(self))?, limit);
+        turns.cold.push(bytes / nanoseconds(|| mount.read(self))?, limit);
         let view = self.view_bytes();
         let limit = bytes / self.read_source()?;
-        turns.warm.push(view / seconds(|| mount.read(self))?, limit);
+        turns.warm.push(view / nanoseconds(|| mount.read(self))?, limit);
         self.map(&mount, turns)?;
         drop(mount);
         again(false)?;
         let (mount, _) = self.mount(threads)?;
         let (path, at, len) = &self.layer;
-        let took = seconds(|| read_range(&File::open(mount.root.join(path))?, *at, *len))?;
-        let plain = seconds(|| read_range(&self.inputs[0], 0, self.layer_source))?;
+        let took = nanoseconds(|| read_range(&File::open(mount.root.join(path))?, *at, *len))?;
+        let (input, at, len) = self.layer_source;
+        let input = self.source.local_file(input).map(File::from);
+        let input = input.ok_or_else(|| Failure::refused("the source is gone"))?;
+        let plain = nanoseconds(|| read_range(&input, at, len))?;
         turns.layer.push(took / 1e6, plain / 1e6);
         Ok(())
     }
@@ -225,13 +237,13 @@ impl<'a> Bench<'a> {
 
     /// Reads the source's files one after the other; nanoseconds.
     fn read_source(&self) -> Result<f64, Failure> {
-        seconds(|| self.inputs.iter().try_for_each(read_whole))
+        nanoseconds(|| self.inputs.iter().try_for_each(read_whole))
     }
 
     /// Reads their headers; nanoseconds.
     fn read_headers(&self) -> Result<f64, Failure> {
         let mut len = [0; 8];
-        seconds(|| {
+        nanoseconds(|| {
             self.inputs.iter().try_for_each(|file| {
                 file.read_exact_at(&mut len, 0)?;
                 read_range(file, 8, u64::from_le_bytes(len))
@@ -284,7 +296,6 @@ impl<'a> Bench<'a> {
 /// A served view in a directory of its own.
 struct Mount {
     root: PathBuf,
-    view: Arc<View>,
     session: Option<Session>,
     /// Removed last.
     _place: tempfile::TempDir,
@@ -306,7 +317,7 @@ impl Drop for Mount {
 }
 
 /// Nanoseconds that a job takes: bytes by them are GB/s.
-fn seconds(job: impl FnOnce() -> Result<(), Failure>) -> Result<f64, Failure> {
+fn nanoseconds(job: impl FnOnce() -> Result<(), Failure>) -> Result<f64, Failure> {
     let started = Instant::now();
     job()?;
     Ok(started.elapsed().as_nanos() as f64)
@@ -345,9 +356,8 @@ fn sums(file: &File) -> Result<[f64; 2], Failure> {
     Ok([rate(), rate()])
 }
 
-/// The codes of a weight in the middle of the view, at most [`LAYER`] of them, and the bytes of the source that
-/// make them.
-fn layer(plan: &Plan) -> Option<((String, u64, u64), u64)> {
+/// The codes of a weight in the middle of the view, at most [`LAYER`] of them, and as many bytes of its source.
+fn layer(plan: &Plan) -> Option<(Run<String>, Run<FileId>)> {
     let mut parts = vec![];
     for file in &plan.files {
         let ends = file.extents.iter().skip(1).map(|e| e.start).chain([file.len]);
@@ -357,7 +367,10 @@ fn layer(plan: &Plan) -> Option<((String, u64, u64), u64)> {
                 let (all, size) = (planned.weight.elements() as u64, planned.origin.stored.size() as u64);
                 let few = all.min(LAYER);
                 let len = (end - extent.start) * few / all.max(1);
-                parts.push((few, ((file.path.clone(), extent.start, len), few * size)));
+                let Some(piece) = planned.origin.pieces.first() else { continue };
+                let there = ((piece.rows - 1) * piece.row_stride + piece.cols * piece.col_stride) as u64;
+                let source = (piece.file, piece.offset, there.min(few * size));
+                parts.push((few, ((file.path.clone(), extent.start, len), source)));
             }
         }
     }

@@ -4,7 +4,7 @@
 
 use std::arch::x86_64::{
     __m256, __m256i, __m512, __m512i, _mm256_loadu_si256, _mm256_storeu_ps, _mm256_storeu_si256, _mm512_loadu_si512,
-    _mm512_mask_storeu_epi8, _mm512_storeu_ps,
+    _mm512_mask_storeu_epi8, _mm512_storeu_ps, _mm512_storeu_si512,
 };
 
 #[target_feature(enable = "avx512f")]
@@ -17,11 +17,21 @@ pub(super) fn load_512(bytes: &[u8; 64]) -> __m512i {
     }
 }
 
+#[target_feature(enable = "avx512f")]
+#[inline]
+pub(super) fn store_512(values: __m512i, out: &mut [u8; 64]) {
+    // SAFETY: 64 bytes are written to an array of 64.
+    #[expect(unsafe_code, reason = "a store")]
+    unsafe {
+        _mm512_storeu_si512(out.as_mut_ptr().cast(), values);
+    }
+}
+
 /// The first bytes, as many as there is room for up to 64.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
 pub(super) fn store_some_512(values: __m512i, out: &mut [u8]) {
-    let mask = u64::MAX >> (64 - out.len());
+    let mask = if out.is_empty() { 0 } else { u64::MAX >> (64 - out.len().min(64)) };
     // SAFETY: the mask writes only the bytes of the slice.
     #[expect(unsafe_code, reason = "a store")]
     unsafe {

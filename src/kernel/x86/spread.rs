@@ -1,15 +1,17 @@
-//! Codes of 3, 5 and 6 bits, which cross bytes, one a byte: each takes the two bytes it lies in and shifts them.
+//! Codes of 3, 5 and 6 bits, which cross bytes, one a byte.
 //!
 //! Always: the bytes of `body::pack::unpack`. Eight codes of `BITS` bits fill `BITS` bytes.
 
 use std::arch::x86_64::{
-    __m256i, __m512i, _mm256_and_si256, _mm256_loadu_si256, _mm256_packus_epi16, _mm256_packus_epi32,
-    _mm256_permutevar8x32_epi32, _mm256_set1_epi32, _mm256_set1_epi64x, _mm256_shuffle_epi8, _mm256_srlv_epi32,
-    _mm256_storeu_si256, _mm512_add_epi8, _mm512_and_si512, _mm512_loadu_si512, _mm512_multishift_epi64_epi8,
-    _mm512_permutexvar_epi8, _mm512_set1_epi8, _mm512_storeu_si512,
+    __m256i, _mm256_and_si256, _mm256_packus_epi16, _mm256_packus_epi32, _mm256_permutevar8x32_epi32,
+    _mm256_set1_epi32, _mm256_set1_epi64x, _mm256_setr_epi32, _mm256_shuffle_epi8, _mm256_srlv_epi32, _mm512_add_epi8,
+    _mm512_and_si512, _mm512_multishift_epi64_epi8, _mm512_permutexvar_epi8, _mm512_set1_epi8,
 };
 
-use super::ask_for;
+use super::{
+    ask_for,
+    registers::{load_256, load_512, store_256, store_512},
+};
 use crate::kernel::{Ahead, body::pack};
 
 /// `body::pack::unpack`, 64 codes at a time. What lies `distance` bytes further is asked for.
@@ -76,8 +78,8 @@ fn thirty_twos<const BITS: u8>(src: &[u8], distance: usize, out: &mut [u8]) {
             _mm256_packus_epi32(eight::<BITS>(c), eight::<BITS>(d)),
         );
         // Packing goes by halves of registers.
-        let order = load_256(&[0, 4, 1, 5, 2, 6, 3, 7].map(i32::to_le_bytes));
-        store(_mm256_permutevar8x32_epi32(_mm256_packus_epi16(ab, cd), order), out);
+        let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+        store_256(_mm256_permutevar8x32_epi32(_mm256_packus_epi16(ab, cd), order), out);
     }
     pack::unpack(BITS.into(), &src[4 * step * whole..], last);
 }
@@ -115,63 +117,23 @@ const fn shifts_512<const BITS: u8>() -> [u8; 64] {
 }
 
 /// The four bytes from the first of each code on.
-const fn places_256<const BITS: u8>() -> [[u8; 4]; 8] {
-    let mut places = [[0; 4]; 8];
+const fn places_256<const BITS: u8>() -> [u8; 32] {
+    let mut places = [0; 32];
     let mut i = 0;
     while i < 32 {
-        places[i as usize / 4][i as usize % 4] = i / 4 * BITS / 8 + i % 4;
+        places[i as usize] = i / 4 * BITS / 8 + i % 4;
         i += 1;
     }
     places
 }
 
 /// The first bit of each code in its bytes.
-const fn shifts_256<const BITS: u8>() -> [[u8; 4]; 8] {
-    let mut shifts = [[0; 4]; 8];
+const fn shifts_256<const BITS: u8>() -> [u8; 32] {
+    let mut shifts = [0; 32];
     let mut i = 0;
     while i < 8 {
-        shifts[i as usize][0] = i * BITS % 8;
+        shifts[4 * i as usize] = i * BITS % 8;
         i += 1;
     }
     shifts
-}
-
-#[target_feature(enable = "avx512f")]
-#[inline]
-fn load_512(bytes: &[u8; 64]) -> __m512i {
-    // SAFETY: 64 bytes are read from an array of 64.
-    #[expect(unsafe_code, reason = "a load")]
-    unsafe {
-        _mm512_loadu_si512(bytes.as_ptr().cast())
-    }
-}
-
-#[target_feature(enable = "avx512f")]
-#[inline]
-fn store_512(values: __m512i, out: &mut [u8; 64]) {
-    // SAFETY: 64 bytes are written to an array of 64.
-    #[expect(unsafe_code, reason = "a store")]
-    unsafe {
-        _mm512_storeu_si512(out.as_mut_ptr().cast(), values);
-    }
-}
-
-#[target_feature(enable = "avx2")]
-#[inline]
-fn load_256(dwords: &[[u8; 4]; 8]) -> __m256i {
-    // SAFETY: 32 bytes are read from an array of 32.
-    #[expect(unsafe_code, reason = "a load")]
-    unsafe {
-        _mm256_loadu_si256(dwords.as_ptr().cast())
-    }
-}
-
-#[target_feature(enable = "avx2")]
-#[inline]
-fn store(values: __m256i, out: &mut [u8; 32]) {
-    // SAFETY: 32 bytes are written to an array of 32.
-    #[expect(unsafe_code, reason = "a store")]
-    unsafe {
-        _mm256_storeu_si256(out.as_mut_ptr().cast(), values);
-    }
 }

@@ -4,8 +4,8 @@
 //! dynamic quantization does on the fly. Computed in f32 from the weight's own float. Parts: `.weight`
 //! (I8, the weight's shape) and `.scales` (F32, `[.., rows, 1]`) or `.scale` (F32, `[1]`).
 //!
-//! NaN has code 0 and counts for no maximum. A weight of zeros, or one so small that its scale
-//! underflows, has scale 0 and codes 0; an infinite weight makes the scale infinite and the values NaN.
+//! NaN has code 0 and counts for no maximum. A weight of zeros has scale 0 and codes 0; one
+//! so small that its scale underflows has scale 0 too, whatever its codes. An infinite weight makes the scale infinite and the values NaN.
 //!
 //! Products take a row as groups of up to 128 columns; rows that are no multiple of 16 multiply exactly.
 //!
