@@ -178,9 +178,11 @@ mod tests {
             let pool = pool(2);
             for _ in 0..100 {
                 let (tell, told) = mpsc::channel();
+                // Long enough for the other thread to begin its wait.
+                let work = || keep_threads_awake(|| thread::sleep(Duration::from_millis(1)));
                 pool.install(|| {
                     rayon::join(
-                        || tell.send(keep_threads_awake(|| 7)).expect("somebody waits"),
+                        || tell.send((work(), 7).1).expect("somebody waits"),
                         move || assert_eq!(told.recv(), Ok(7)),
                     );
                 });
