@@ -123,11 +123,21 @@ impl Drop for Over<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::{panic::AssertUnwindSafe, sync::mpsc, thread};
+    use std::{
+        panic::AssertUnwindSafe,
+        sync::{Mutex, MutexGuard, PoisonError, mpsc},
+        thread,
+    };
 
     use rayon::{ThreadPool, ThreadPoolBuilder, prelude::*};
 
     use super::*;
+
+    /// One test at a time: beside another, threads would not be kept awake.
+    fn alone() -> MutexGuard<'static, ()> {
+        static ONE: Mutex<()> = Mutex::new(());
+        ONE.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 
     fn pool(threads: usize) -> ThreadPool {
         ThreadPoolBuilder::new().num_threads(threads).build().expect("threads start")
@@ -154,6 +164,7 @@ mod tests {
 
     #[test]
     fn work_goes_on_and_threads_come_back() {
+        let _alone = alone();
         let (done, end) = mpsc::channel();
         // Nobody joins this thread: where the work hangs, the test fails.
         thread::spawn(move || {
@@ -173,6 +184,7 @@ mod tests {
     /// A thread of the pool that waits for the outcome, by other means than the pool's.
     #[test]
     fn nobody_is_waited_for() {
+        let _alone = alone();
         let (done, end) = mpsc::channel();
         thread::spawn(move || {
             let pool = pool(2);
@@ -194,6 +206,7 @@ mod tests {
 
     #[test]
     fn a_panic_ends_it_too() {
+        let _alone = alone();
         let pool = pool(2);
         let work = || pool.install(|| keep_threads_awake(|| panic!("meant")));
         assert!(std::panic::catch_unwind(AssertUnwindSafe(work)).is_err());
