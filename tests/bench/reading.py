@@ -8,6 +8,7 @@ to DIR/reading.jsonl, one row an object, and to DIR/reading.svg; --readme render
 """
 import argparse
 import json
+import mmap
 import os
 import shutil
 import statistics
@@ -18,6 +19,8 @@ import tempfile
 import time
 from contextlib import contextmanager
 from pathlib import Path
+
+import numpy as np
 
 SPEC = "mlx-4bit-g64"
 CACHE = 32 << 20
@@ -146,6 +149,48 @@ def convert(args):
     return out
 
 
+def kept(args):
+    """A view whose files are finished in --cache-dir and passed through, beside those very files."""
+    with tempfile.TemporaryDirectory(prefix="quantfs-bench-", dir=args.dir) as cache:
+        for _ in range(5):
+            with mounted(args, args.model, "--spec", SPEC, "--cache-dir", cache) as (point, _):
+                cat(point)
+                status = json.loads((point / ".quantfs/status.json").read_text())
+                if not status["passed_through"]:
+                    time.sleep(3)  # what was read is being written
+                    continue
+                mine = shards(point)[0]
+                plain = max(Path(cache).rglob("*.data"), key=lambda path: path.stat().st_size)
+                pairs = [(read_whole(mine), read_whole(plain)) for _ in range(3)]
+                sums = [(*summed(mine), *summed(plain)) for _ in range(3)]
+                middle = statistics.median
+                return {"kept read": middle(a / b for a, b in pairs), "kept fresh": middle(s[0] / s[2] for s in sums),
+                        "kept mapped": middle(s[1] / s[3] for s in sums)}
+    raise SystemExit("bench: no file was passed through; is this root?")
+
+
+def read_whole(path):
+    started, buffer = time.monotonic(), bytearray(1 << 17)
+    with open(path, "rb", buffering=0) as file:
+        while file.readinto(buffer):
+            pass
+    return time.monotonic() - started
+
+
+def summed(path):
+    """Seconds of adding a file's words up, in a mapping that is new and in one that is known."""
+    with open(path, "rb") as file:
+        started = time.monotonic()
+        with mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapping:
+            words = np.frombuffer(mapping, dtype=np.uint64, count=len(mapping) // 8)
+            words.sum()
+            between = time.monotonic()
+            words.sum()
+            ended = time.monotonic()
+            del words
+    return between - started, ended - between
+
+
 def memory(args):
     """Peak of a daemon whose reader takes ten times its cache, in MiB."""
     with mounted(args, args.model, "--spec", SPEC, "--cache-size", CACHE) as (point, pid):
@@ -220,7 +265,7 @@ def figures(args):
 
 
 def rows(names):
-    cores = max(int(last) for first, last in (name.rsplit(" ", 1) for name in names) if first == "cold" and last.isdigit())
+    cores = max(int(name[5:]) for name in names if name.startswith("cold ") and name[5:].isdigit())
     ratio = lambda a, b: lambda f: f[a] / f[b]
     yield "cold read of the view / `cat` of the source", "x", "most", 2.0, ratio("cold", "cat")
     yield "the same / `export` to memory", "x", "most", 1.3, ratio("cold", "export")
@@ -233,6 +278,9 @@ def rows(names):
     yield "warm read / an ordinary file", "x", "most", 1.3, warm("warm")
     yield "fresh mapping / an ordinary file", "x", "most", 2.2, warm("fresh mapping")
     yield "existing mapping / an ordinary file", "x", "most", 1.05, warm("existing mapping")
+    yield "warm read of a file kept by `--cache-dir`, passed through / that file itself", "x", "most", 1.05, lambda f: f["kept read"]
+    yield "the same, fresh mapping", "x", "most", 1.05, lambda f: f["kept fresh"]
+    yield "the same, existing mapping", "x", "most", 1.05, lambda f: f["kept mapped"]
     yield "untouched file / the file itself", "x", "most", 1.05, ratio("untouched", "cat")
     yield "first 4096x4096 weights in the middle of a cold view", "ms", "most", 15, lambda f: f[f"first layer {cores}"]
     yield "mount of a 140 GB snapshot, to readiness", "ms", "most", 100, lambda f: f["ready"]
@@ -260,7 +308,7 @@ def measure(args):
     rounds = []
     for n in range(args.rounds):
         found = {}
-        for turn in (whole_job, figures, memory, giant, convert):
+        for turn in (whole_job, kept, figures, memory, giant, convert):
             say(f"round {n + 1} of {args.rounds}: {turn.__name__}")
             found.update(turn(args))
         rounds.append(found)
