@@ -1,6 +1,6 @@
 """Measures what reading a quantized view costs, beside what reading its source costs. `scripts/bench` sets up and calls it.
 
-    reading.py DIR --quantfs BIN --model DIR [--quick | --readme]
+    reading.py DIR --quantfs BIN --model DIR [--ggml GGML_QUANTIZE] [--quick | --readme]
 
 Every turn is a job as a user does it, in processes of its own; rounds take turns, and a figure is the median of the rounds'
 ratios, so that what the machine does meanwhile meets both sides. Files are dropped from the page cache by fadvise. Results go
@@ -24,6 +24,9 @@ import numpy as np
 
 SPEC = "mlx-4bit-g64"
 CACHE = 32 << 20
+SOURCE = [256, 4096]  # rows and columns that are quantized from the caches, as `quantfs bench quantize` does
+FAST = ("llama.cpp Q4_0", "llama.cpp Q4_1", "llama.cpp Q8_0")
+LLAMA = {"mlx-4bit-g64": FAST, "mlx-8bit-g64": FAST, "mlx-mxfp4": ("llama.cpp MXFP4",)}
 GIANT_LAYERS, GIANT_SHARDS = 80, 30
 MISSED = " **"
 
@@ -32,8 +35,8 @@ def say(text):
     print(f"bench: {text}", file=sys.stderr, flush=True)
 
 
-def call(*command):
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True)
+def call(*command, **environment):
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, env={**os.environ, **environment})
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["no message"]
         raise SystemExit(f"bench: {' '.join(map(str, command))}: {lines[-1]}")
@@ -122,6 +125,8 @@ def whole_job(args):
     with mounted(args, source, "--spec", "source", "--passthrough", "auto") as (point, _):
         out["untouched"] = seconds(cat, point)
         out["untouched"] = seconds(cat, point)
+    with mounted(args, source, "--spec", "source", "--passthrough", "off") as (point, _):
+        out["through FUSE"] = seconds(cat, point)
     evict(source)
     out["cat evicted"] = seconds(cat, source)
     with mounted(args, source, "--spec", SPEC) as (point, _):
@@ -256,6 +261,13 @@ def figures(args):
     for line in call(args.quantfs, "bench", "quantize", "--json", "--rounds", 3).splitlines():
         f = json.loads(line)
         out[f"quantize {f['spec']} {f['threads']}"], out[f"quantize {f['spec']} {f['threads']} limit"] = f["value"], f["limit"]
+    for line in call(args.quantfs, "bench", "quantize", "--json", "--rounds", 3, "--threads", 1, QUANTFS_ISA="avx2").splitlines():
+        f = json.loads(line)
+        out[f"avx2 {f['spec']}"] = f["value"]
+    if args.ggml:
+        for line in call(args.ggml, *SOURCE, 0.5).splitlines():
+            f = json.loads(line)
+            out[f"llama.cpp {f['case'].upper()}"] = f["value"]
     for bits, group, mode, spec in [(4, 64, "affine", "mlx-4bit-g64"), (8, 64, "affine", "mlx-8bit-g64"), (4, 32, "mxfp4", "mlx-mxfp4")]:
         out[f"mlx {spec}"] = python(MLX_QUANTIZE, bits, group, mode)
     return out
@@ -269,6 +281,8 @@ def rows(names):
     ratio = lambda a, b: lambda f: f[a] / f[b]
     yield "cold read of the view / `cat` of the source", "x", "most", 2.0, ratio("cold", "cat")
     yield "the same / `export` to memory", "x", "most", 1.3, ratio("cold", "export")
+    parts = lambda f: f["cat"] + f["plain bytes"] / f[f"quantize {SPEC} 1"] + max(0, f["through FUSE"] - f["cat"]) * f["view bytes"] / f["plain bytes"]
+    yield "the same / reading the source, quantizing on one core and FUSE's copy, one after the other", "x", "most", 1.1, lambda f: f["cold"] / parts(f)
     yield "the same, times faster than `mlx_lm.convert -q`", "x", "least", 20, ratio("convert", "cold")
     yield "the same, source evicted / `cat` of the evicted source", "x", "most", 1.1, ratio("cold evicted", "cat evicted")
     yield "`mlx_lm.load` and evaluation from a fresh mount, source in memory / from a converted copy, evicted", "x", "most", 1.3, ratio("load mount", "load copy")
@@ -289,13 +303,23 @@ def rows(names):
     yield f"memory beyond the cache ({CACHE >> 20} MiB) while streaming a view of many times its size", "MiB", "most", 64, lambda f: f["peak"] - (CACHE >> 20)
     if cores > 1:
         yield f"quantizing on {cores} threads / on one", "x", "least", 0.9 * cores, ratio(f"quantize {SPEC} {cores}", f"quantize {SPEC} 1")
+
+
+def quantizing(names):
+    """The same for each scheme: its name, and a column's."""
     for name in names:
-        if name.startswith("quantize ") and name.endswith(" 1"):
-            spec = name.split()[1]
-            yield f"quantizing {spec}, one core, source in its caches", "GB/s", "least", floor(spec), lambda f, name=name: f[name]
-            if f"mlx {spec}" in names:
-                times = 150 if "mxfp" in spec else 15
-                yield f"the same / MLX on the CPU", "x", "least", times, ratio(name, f"mlx {spec}")
+        if not (name.startswith("quantize ") and name.endswith(" 1")):
+            continue
+        spec = name.split()[1]
+        over = lambda other, name=name: lambda f: f[name] / max(f[peer] for peer in other)
+        yield spec, "one core, GB/s", "least", floor(spec), lambda f, name=name: f[name]
+        yield spec, "of reading memory", "none", None, over([f"{name} limit"])
+        yield spec, "AVX2 alone, of all", "least", 0.5, lambda f, name=name, spec=spec: f[f"avx2 {spec}"] / f[name]
+        if f"mlx {spec}" in names:
+            yield spec, "times MLX", "least", 150 if "mxfp" in spec else 15, over([f"mlx {spec}"])
+        theirs = [peer for peer in LLAMA.get(spec, ()) if peer in names]
+        if theirs:
+            yield spec, "times llama.cpp", "least", 12 if "fp" in spec else 6, over(theirs)
 
 
 def floor(spec):
@@ -312,14 +336,20 @@ def measure(args):
             say(f"round {n + 1} of {args.rounds}: {turn.__name__}")
             found.update(turn(args))
         rounds.append(found)
+        (args.dir / "reading-rounds.json").write_text(json.dumps(rounds))
     table = []
     for what, unit, kind, bar, value in rows(rounds[0]):
-        values = [value(found) for found in rounds]
-        middle = statistics.median(values)
-        met = {"most": lambda: middle <= bar, "least": lambda: middle >= bar, "none": lambda: True}[kind]()
-        table.append({"what": what, "unit": unit, kind: bar, "value": middle, "from": min(values), "to": max(values), "met": met})
+        table.append({"what": what, "unit": unit, **summary(kind, bar, [value(found) for found in rounds])})
+    for spec, column, kind, bar, value in quantizing(rounds[0]):
+        table.append({"what": "quantize", "spec": spec, "column": column, **summary(kind, bar, [value(found) for found in rounds])})
     times = {name: statistics.median(found[name] for found in rounds) for name in ("cat", "cold", "warm", "export", "convert")}
     return [{"rounds": args.rounds, "seconds": times, "source_gb": rounds[0]["plain bytes"]}, *table]
+
+
+def summary(kind, bar, values):
+    middle = statistics.median(values)
+    met = {"most": lambda: middle <= bar, "least": lambda: middle >= bar, "none": lambda: True}[kind]()
+    return {**({} if kind == "none" else {kind: bar}), "value": middle, "from": min(values), "to": max(values), "met": met}
 
 
 # ---- what is printed
@@ -332,10 +362,26 @@ def number(value):
 def render(results):
     print(f"A Llama of 1.1 billion weights ({results[0]['source_gb']:.1f} GB) as {SPEC}; medians of {results[0]['rounds']} rounds; {MISSED.strip()}: short of the aim.\n")
     print("| what | aim | here | from - to |\n| --- | --- | --- | --- |")
-    for row in results[1:]:
-        aim = f"at most {row['most']:g} {row['unit']}" if "most" in row else f"at least {row['least']:g} {row['unit']}" if "least" in row else ""
-        mark = "" if row["met"] else MISSED
-        print(f"| {row['what']} | {aim} | {number(row['value'])} {row['unit']}{mark} | {number(row['from'])} - {number(row['to'])} |")
+    for row in (row for row in results[1:] if row["what"] != "quantize"):
+        aim = next((f"at {kind} {row[kind]:g} {row['unit']}" for kind in ("most", "least") if kind in row), "")
+        print(f"| {row['what']} | {aim} | {cell(row)} {row['unit']} | {number(row['from'])} - {number(row['to'])} |")
+    print("\nQuantizing on one core, the bf16 source in its caches (2 MiB); in brackets the aim, at least; llama.cpp's fastest of Q4_0, Q4_1 and Q8_0, "
+          "MXFP4 beside MXFP4; MLX on the CPU:\n")
+    found = {}
+    for row in (row for row in results[1:] if row["what"] == "quantize"):
+        found.setdefault(row["spec"], {})[row["column"]] = row
+    columns = list(dict.fromkeys(column for line in found.values() for column in line))
+    print(f"| scheme | {' | '.join(columns)} |\n| --- |{' --- |' * len(columns)}")
+    for spec, line in found.items():
+        print(f"| {spec} | {' | '.join(bracketed(line.get(column)) for column in columns)} |")
+
+
+def cell(row):
+    return number(row["value"]) + ("" if row["met"] else MISSED)
+
+
+def bracketed(row):
+    return "" if row is None else cell(row) + (f" ({row['least']:g})" if "least" in row else "")
 
 
 def chart(results):
@@ -359,6 +405,7 @@ def main():
     parser.add_argument("dir", type=Path)
     parser.add_argument("--quantfs", type=Path)
     parser.add_argument("--model", type=Path)
+    parser.add_argument("--ggml", type=Path)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--readme", action="store_true")
     args = parser.parse_args()
