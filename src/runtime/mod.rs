@@ -96,6 +96,8 @@ pub use dynamic::quantize_dynamic;
 pub use embedding::Embedding;
 pub use error::Error;
 pub use linear::QuantizedLinear;
+#[cfg(all(feature = "cli", feature = "fuse"))]
+pub(crate) use mmap::map;
 pub use tensor::Tensor;
 pub use weights::Weights;
-pub(crate) use {awake::keep_awake, memory::Memory, mmap::map};
+pub(crate) use {awake::keep_awake, memory::Memory};

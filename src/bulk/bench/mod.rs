@@ -21,6 +21,7 @@ use crate::{
 };
 
 pub use layers::Layers;
+#[cfg(all(feature = "cli", feature = "fuse"))]
 pub(crate) use limits::sum;
 pub use quantize::Quantize;
 

@@ -16,7 +16,6 @@ use crate::{
         Failure,
         decode::{arithmetic, threads},
         inspect::print_aligned,
-        options::ViewArgs,
         size,
     },
     plan::{Parts, Spec},
@@ -142,9 +141,7 @@ impl RunArgs {
 
     #[cfg(feature = "fuse")]
     fn read(&self, args: &ReadArgs, out: &mut dyn Write) -> Result<(), Failure> {
-        let view = |spec: Option<&str>| ViewArgs { spec: spec.map(str::to_owned), ..Default::default() }.options();
-        let named: Result<Vec<_>, _> = self.specs.iter().map(|spec| view(Some(spec))).collect();
-        let options = if self.specs.is_empty() { vec![view(None)?] } else { named? };
+        let options = read::options(&self.specs)?;
         let job = read::Job { args: args.clone(), options, threads: self.threads(), rounds: self.rounds };
         self.report(|tell| job.run(tell), out)
     }

@@ -19,7 +19,7 @@ use rustix::fs::{Advice, fadvise};
 
 use crate::{
     bulk::bench::{Figure, median, sum},
-    cli::{Failure, args::WINDOW, caches, facts::Facts, memory, mount},
+    cli::{Failure, args::WINDOW, caches, facts::Facts, memory, mount, options::ViewArgs},
     fuse::{self, Access, Force, MountOptions, Session, SessionOptions},
     plan::{self, Content, Options, Plan},
     runtime,
@@ -87,6 +87,15 @@ impl Pairs {
         let value = median(&mut self.0);
         (value, value * median(&mut ratios))
     }
+}
+
+/// A view for each spec, or the default one.
+pub(super) fn options(specs: &[String]) -> Result<Vec<Options>, Failure> {
+    let view = |spec: Option<String>| Ok(ViewArgs { spec, ..Default::default() }.options()?);
+    if specs.is_empty() {
+        return Ok(vec![view(None)?]);
+    }
+    specs.iter().map(|spec| view(Some(spec.clone()))).collect()
 }
 
 impl Job {

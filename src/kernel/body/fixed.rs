@@ -9,7 +9,7 @@
 //! quotient and the product are each off by at most `2^(bits-24)`, a quarter of u, and the sum by half of
 //! u: 7/4 u together, and less where product and sum are rounded at once. The origin has one half and
 //! 2 u in it, so that its whole numbers are `floor(a + 1/2)` wherever the fraction has reached 4 u: a is
-//! not near a tie then, and all rules for ties agree. Where any bit of [`FRACTION`] but the last two is
+//! not near a tie then, and all rules for ties agree. Where any bit of the fraction but the last two is
 //! set, the code is therefore sure; elsewhere the element is divided.
 //!
 //! Always: n and a are at most `2^bits` (see [`Steps::of`]) and a at least -1/2, so that nothing leaves its
