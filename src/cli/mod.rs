@@ -193,7 +193,8 @@ fn select_kernels() -> Result<(), Failure> {
 fn start_log(daemon: bool) -> Result<(), Failure> {
     let filter = match std::env::var(LOG_VARIABLE) {
         Ok(text) => EnvFilter::try_new(text).map_err(|e| Failure::usage(format!("{LOG_VARIABLE}: {e}")))?,
-        Err(_) => EnvFilter::new(if daemon { "info" } else { "warn" }),
+        // fuser's errors on replies say that a reader has gone meanwhile.
+        Err(_) => EnvFilter::new(if daemon { "info,fuser::reply=off" } else { "warn,fuser::reply=off" }),
     };
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
     builder.with_ansi(io::stderr().is_terminal()).try_init().map_err(|e| Failure::refused(e.to_string()))

@@ -163,6 +163,12 @@ impl<'a> Decider<'a> {
                     "rule `{text}`: none of the tensors that it matches can be stored so ({why})"
                 )));
             }
+            if tally.obeyed == 0 {
+                return Err(Error::spec(format!(
+                    "rule `{text}` never takes effect: rules before it match all its tensors, and the first match wins; \
+                     put it before them"
+                )));
+            }
         }
         Ok(())
     }

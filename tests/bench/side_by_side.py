@@ -105,15 +105,15 @@ def layer(contender, case, bits, figure, n):
             "bits_per_weight": figure["bits_per_weight"]}
 
 
-def our_model(spec, directory):
+def our_model(spec, directory, how, *flags):
     def measure(args, n):
-        generate = [args.quantfs, "generate", directory, "--threads", n, "--json", "--prompt"]
+        generate = [args.quantfs, "generate", directory, *flags, "--threads", n, "--json", "--prompt"]
         words = " ".join(f"w{7 * i % 32000}" for i in range(PROMPT))
         reading = objects(call([*generate, words, "--max-tokens", 1]))[-1]
         writing = objects(call([*generate, "w1", "--max-tokens", GENERATED + 1]))[-1]
         if reading["prompt_tokens"] != PROMPT or len(writing["tokens"]) != GENERATED + 1:
             raise Failed(f"quantfs generate read {reading['prompt_tokens']} and wrote {len(writing['tokens'])} tokens")
-        yield from model("quantfs", spec, n, reading["prompt_tokens_per_second"], writing["tokens_per_second"])
+        yield from model("quantfs", f"{spec}, {how}", n, reading["prompt_tokens_per_second"], writing["tokens_per_second"])
 
     return measure
 
@@ -157,7 +157,10 @@ def contenders(args, stack):
         yield "onnxruntime layers", peer_layers([sys.executable, args.onnx])
     if "model" in args.subjects:
         for spec in MODEL_SPECS:
-            yield f"quantfs model {spec}", our_model(f"mlx-{spec}", mounted(args, spec, stack))
+            directory = mounted(args, spec, stack)
+            yield f"quantfs model {spec}, mapped", our_model(f"mlx-{spec}", directory, "mapped")
+            # In large pages of its own memory, as llama.cpp has what it repacks.
+            yield f"quantfs model {spec}, read", our_model(f"mlx-{spec}", directory, "read", "--no-mmap")
         if args.llama_bench:
             yield "llama.cpp model", llama_model
 

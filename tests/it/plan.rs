@@ -232,6 +232,9 @@ fn rules_that_change_nothing_are_errors() {
         let error = plan(dir.path(), &options("4bit", &rules)).unwrap_err().to_string();
         assert!(error.contains(word), "{error}");
     }
+    fs::write(dir.path().join("config.json"), LLAMA).unwrap();
+    let error = plan(dir.path(), &options("4bit", &["*.mlp.*=8bit", "*.layers.0.mlp.*=source"])).unwrap_err();
+    assert!(error.is_usage() && error.to_string().contains("never takes effect"), "{error}");
     let view = spec("4bit");
     for (bad, word) in [
         ("x", "PATTERN=SPEC"),

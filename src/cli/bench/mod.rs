@@ -172,7 +172,11 @@ fn lines(figures: &[Figure], out: &mut dyn Write) -> Result<(), Failure> {
 fn table(figures: &[Figure], out: &mut dyn Write) -> Result<(), Failure> {
     let line = |f: &Figure| {
         let threads = format!("{} thread{}", f.threads, if f.threads == 1 { "" } else { "s" });
-        let part = format!("{:.0} % of {:.1}, {}", 100.0 * f.value / f.limit, f.limit, f.limited_by);
+        let part = match f.unit {
+            // Times, of which less is better.
+            "ms" => format!("{:.1} x {:.2} {}", f.value / f.limit, f.limit, f.limited_by),
+            _ => format!("{:.0} % of {:.1}, {}", 100.0 * f.value / f.limit, f.limit, f.limited_by),
+        };
         [f.bench.to_owned(), f.case.clone(), threads, format!("{:.2} {}", f.value, f.unit), part]
     };
     print_aligned(&figures.iter().map(line).collect::<Vec<_>>(), out)?;
