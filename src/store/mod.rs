@@ -201,7 +201,9 @@ impl Store {
         let admitted = usage.admit(&self.dir, self.limit, len);
         self.held.store(usage.bytes(), Relaxed);
         let admitted = admitted.inspect_err(|e| self.fail(e)).unwrap_or(false);
-        self.full.store(!admitted, Relaxed);
+        if !self.full.swap(!admitted, Relaxed) && !admitted && !self.is_stopped() {
+            tracing::info!("{}: full of files in use; others are not kept for now", self.path.display());
+        }
         admitted
     }
 

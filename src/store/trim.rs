@@ -53,7 +53,6 @@ impl Usage {
             let wanted = limit.saturating_sub(len).saturating_sub(limit / 16);
             *self = Self { found: trim(dir, limit.saturating_sub(len), wanted)?, added: 0, full_until: None };
             if self.bytes().saturating_add(len) > limit {
-                tracing::info!("the cache directory is full of files in use; others are not kept for now");
                 self.full_until = Some(Instant::now() + FULL);
                 return Ok(false);
             }
