@@ -202,7 +202,8 @@ type QuantizeAffine = fn(&Affine, &[u8], &mut [u8], &mut [u8], &mut [u8]);
 type DequantizeAffine = fn(&Affine, &[u8], &[u8], &[u8], &mut [f32]);
 type QuantizeMicro = fn(&Micro, &[u8], &mut [u8], &mut [u8]);
 type DequantizeMicro = fn(&Micro, &[u8], &[u8], &mut [f32]);
-type QuantizeSymmetric = fn(&[f32], &mut [u8]) -> f32;
+type Largest = fn(&[f32]) -> f32;
+type QuantizeSymmetric = fn(Option<f32>, &[f32], &mut [u8]) -> f32;
 type QuantizeBlocks = fn(&Blocks, &[f32], &mut [u8], &mut [f32], &mut [u8]);
 type CastRun = fn(&Cast, &[u8], &mut [u8]);
 type Count = fn(Float, &[u8]) -> usize;
@@ -226,6 +227,7 @@ pub struct Kernels {
     dequantize_affine: DequantizeAffine,
     quantize_micro: QuantizeMicro,
     dequantize_micro: DequantizeMicro,
+    largest: Largest,
     quantize_symmetric: QuantizeSymmetric,
     quantize_blocks: QuantizeBlocks,
     cast: CastRun,
@@ -288,15 +290,21 @@ impl Kernels {
         (self.dequantize_micro)(job, codes, scales, out);
     }
 
-    /// Codes of -127..=127, in two's complement, of values that share a scale, which is the answer: the
-    /// largest magnitude by 127, NaN passed over. NaN has code 0.
+    /// The largest magnitude, 0 of none; NaN is passed over.
+    #[must_use]
+    pub fn largest(&self, values: &[f32]) -> f32 {
+        (self.largest)(values)
+    }
+
+    /// Codes of -127..=127, in two's complement, of values that share a scale, which is the answer: the given
+    /// one, or else the largest magnitude by 127. NaN has code 0.
     ///
     /// # Panics
     /// If there are not as many codes as values.
     #[must_use]
-    pub fn quantize_symmetric(&self, values: &[f32], codes: &mut [u8]) -> f32 {
+    pub fn quantize_symmetric(&self, given: Option<f32>, values: &[f32], codes: &mut [u8]) -> f32 {
         assert_eq!(values.len(), codes.len(), "as many codes as values");
-        (self.quantize_symmetric)(values, codes)
+        (self.quantize_symmetric)(given, values, codes)
     }
 
     /// Quantizes the blocks of a row: packed codes, a scale and a zero point each.

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use serde_json::Value;
+
 use crate::{
     plan::{
         Content, Error, File, Options, Plan, Planned, Row,
@@ -9,9 +11,10 @@ use crate::{
         layout::{self, Output, Unit},
         origin,
         snapshot::{self, Set, Snapshot},
+        survey,
     },
     quant::{
-        self, Content as PartContent, Facts, Weight,
+        self, Content as PartContent, Facts, Scheme, Weight,
         dialect::{Arranged, Arrangement, Component, Decided},
         format::cast::Cast,
         manifest,
@@ -63,19 +66,21 @@ impl Builder<'_> {
         self.report_dropped(set, &arrangement);
         let mut units = vec![];
         let mut decisions = vec![];
+        let first = self.plan.weights.len();
         for tensor in &arrangement.tensors {
             let decision = decider.decide(&component, tensor)?;
             units.push(self.unit(set, tensor, &decision)?);
             self.report(set, tensor, &decision, units.last().map_or(0, Unit::len));
             decisions.push(decision);
         }
+        survey::plan(&mut self.plan, first, dialect);
         let metadata = |source: &[(String, String)]| dialect.metadata(&component, source);
         let laid = layout::lay(self.source, set, &metadata, &units, self.options.shard_size)?;
         let decided = self.decided(&arrangement, &decisions, &units, &laid.names);
         self.list_layers(set, &arrangement, &decisions, &laid.names);
         self.plan.files.extend(laid.files);
         if laid.rewritten {
-            self.write_documents(set, &component, decider.default_scheme().map(|s| s.facts()).as_ref(), &decided);
+            self.write_documents(set, &component, decider.default_scheme(), &decided);
         }
         Ok(())
     }
@@ -114,8 +119,7 @@ impl Builder<'_> {
         let from = origin::origin(set, tensor)?;
         let weight = Weight { stem: tensor.info.name.clone(), float: from.float, shape: tensor.info.shape.clone() };
         let scheme = std::sync::Arc::new(Cast);
-        let parts = quant::Scheme::parts(scheme.as_ref(), &weight)
-            .map_err(|e| Error::refused(format!("tensor {}: {e}", tensor.info.name)))?;
+        let parts = scheme.parts(&weight).map_err(|e| Error::refused(format!("tensor {}: {e}", tensor.info.name)))?;
         let planned = origin::planned(self.source, weight, from, scheme, parts);
         Ok(unit(self.weigh(planned)?, false))
     }
@@ -134,7 +138,7 @@ impl Builder<'_> {
             let len = part.len() as u64;
             let content = match &part.content {
                 PartContent::Constant(bytes) => Content::Bytes(bytes.clone()),
-                PartContent::Tiled { .. } => {
+                PartContent::Tiled { .. } | PartContent::First => {
                     Content::Part { weight, part: u16::try_from(number).map_err(|_| overflow())? }
                 }
             };
@@ -155,6 +159,7 @@ impl Builder<'_> {
         each.map(|((tensor, decision), (unit, file))| Decided {
             tensor,
             facts: decision.stored.as_ref().map(|s| s.scheme.facts()),
+            config: decision.stored.as_ref().map_or(Value::Null, |s| s.scheme.config()),
             listed: decision.stored.as_ref().is_some_and(|s| s.spec != self.options.spec || s.entry.is_some()),
             entry: decision.stored.as_ref().and_then(|s| s.entry.clone()),
             bytes: unit.len(),
@@ -167,7 +172,7 @@ impl Builder<'_> {
         &mut self,
         set: &Set,
         component: &Component<'_>,
-        default: Option<&Facts>,
+        default: Option<&dyn Scheme>,
         decided: &[Decided<'_>],
     ) {
         let dialect = self.options.spec.format().dialect();

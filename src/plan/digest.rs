@@ -72,7 +72,9 @@ impl Plan {
                 Content::Part { weight: index, part } => {
                     let planned = &self.weights[*index as usize];
                     hash.update(b"p");
-                    weight(&mut hash, &planned.weight, &planned.origin, planned.scheme.as_ref(), &mut source);
+                    for of in self.sources_of(*index) {
+                        weight(&mut hash, &of.weight, &of.origin, of.scheme.as_ref(), &mut source);
+                    }
                     let axis = match planned.banding.axis {
                         Axis::Flat => 0,
                         Axis::Rows => 1,

@@ -15,11 +15,12 @@ mod report;
 mod rules;
 mod snapshot;
 mod spec;
+mod survey;
 
 use std::{sync::Arc, time::SystemTime};
 
 use crate::{
-    quant::{Banding, Part, Scheme, Weight},
+    quant::{Banding, Part, Scheme, Survey, Weight},
     source::{FileId, Source},
     tensor::Float,
 };
@@ -89,6 +90,8 @@ pub struct Plan {
     pub files: Vec<File>,
     /// What the extents of kind [`Content::Part`] refer to.
     pub weights: Vec<Planned>,
+    /// What must be known before some of them are encoded.
+    pub surveys: Vec<Surveyed>,
 }
 
 impl Plan {
@@ -101,8 +104,26 @@ impl Plan {
             hidden: vec![],
             files: vec![],
             weights: vec![],
+            surveys: vec![],
         }
     }
+
+    /// The weights whose elements the bytes of one are made of: itself, and those that are surveyed with it.
+    pub fn sources_of(&self, weight: u32) -> impl Iterator<Item = &Planned> {
+        let own = &self.weights[weight as usize];
+        let members = own.survey.map_or(&[][..], |survey| &self.surveys[survey as usize].members);
+        let others = members.iter().filter(move |member| **member != weight);
+        std::iter::once(own).chain(others.map(|member| &self.weights[*member as usize]))
+    }
+}
+
+/// Weights that one survey is made of, before any of them is encoded.
+#[derive(Clone, Debug)]
+pub struct Surveyed {
+    /// Indexes into [`Plan::weights`], in order.
+    pub members: Vec<u32>,
+    /// The question.
+    pub survey: Arc<dyn Survey>,
 }
 
 /// One file of a view.
@@ -166,16 +187,18 @@ pub struct Planned {
     pub weight: Weight,
     /// Where its elements come from.
     pub origin: Origin,
-    /// How it is encoded.
+    /// How it is encoded: after its survey, where there is one, by the scheme that the survey concludes.
     pub scheme: Arc<dyn Scheme>,
+    /// Index into [`Plan::surveys`] of what must be known first.
+    pub survey: Option<u32>,
     /// What it becomes.
     pub parts: Vec<Part>,
     /// How it may be cut.
     pub banding: Banding,
     /// Length of a tile along the banding's axis, a multiple of its granule.
     pub tile: usize,
-    /// Digest of the origin (source versions included), the scheme's id and the crate's encoding
-    /// revision: two views that agree share tiles.
+    /// Digest of the origin (source versions included; those of the weights that are surveyed with it too), the
+    /// scheme's id and the crate's encoding revision: two views that agree share tiles.
     pub key: [u8; 16],
 }
 

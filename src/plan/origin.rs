@@ -89,7 +89,7 @@ pub(crate) fn planned(
     let banding = scheme.banding(&weight);
     let tile = tile_len(banding, &weight);
     let key = key(source, &weight, &origin, scheme.as_ref());
-    Planned { weight, origin, scheme, parts, banding, tile, key }
+    Planned { weight, origin, scheme, survey: None, parts, banding, tile, key }
 }
 
 /// The multiple of the granule that comes nearest to [`TILE_ELEMENTS`] from below, one granule at

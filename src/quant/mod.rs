@@ -17,6 +17,8 @@ pub mod stated;
 
 use std::{fmt::Debug, ops::Range, sync::Arc};
 
+use serde_json::Value;
+
 use crate::tensor::{Dtype, Float, Rows};
 
 pub use dialect::Dialect;
@@ -99,6 +101,8 @@ pub enum Content {
         /// Bytes of one whole granule.
         per_granule: usize,
     },
+    /// Written with the first band, whole: what a [`Survey`] found.
+    First,
     /// Known from the header alone (shapes, group indexes, code tables).
     Constant(Arc<[u8]>),
 }
@@ -129,12 +133,34 @@ impl Part {
         self.len() == 0
     }
 
+    /// Whether its bytes are written by [`Scheme::encode`].
+    #[must_use]
+    pub fn is_encoded(&self) -> bool {
+        !matches!(self.content, Content::Constant(_))
+    }
+
     /// The bytes of this part that a band `a..b` of a weight of `extent` makes. Empty for constants.
     #[must_use]
     pub fn range(&self, banding: Banding, extent: usize, band: Range<usize>) -> Range<usize> {
-        let Content::Tiled { per_granule } = self.content else { return 0..0 };
-        let at = |x: usize| if x >= extent { self.len() } else { x / banding.granule * per_granule };
-        at(band.start)..at(band.end)
+        match self.content {
+            Content::Tiled { per_granule } => {
+                let at = |x: usize| if x >= extent { self.len() } else { x / banding.granule * per_granule };
+                at(band.start)..at(band.end)
+            }
+            Content::First if band.start == 0 => 0..self.len(),
+            Content::First => self.len()..self.len(),
+            Content::Constant(_) => 0..0,
+        }
+    }
+
+    /// The bytes of this part, given whole, that [`Scheme::decode`] is given for a band: the band's, and all
+    /// of what was written with the first one.
+    #[must_use]
+    pub fn for_decoding<'a>(&self, bytes: &'a [u8], banding: Banding, extent: usize, band: Range<usize>) -> &'a [u8] {
+        match self.content {
+            Content::Tiled { .. } => &bytes[self.range(banding, extent, band)],
+            Content::First | Content::Constant(_) => bytes,
+        }
     }
 }
 
@@ -166,6 +192,12 @@ pub trait Scheme: Send + Sync + Debug {
     /// Bits, group size and mode.
     fn facts(&self) -> Facts;
 
+    /// What the format's own configs say of weights stored so, beyond [`facts`](Self::facts): null where
+    /// that is all.
+    fn config(&self) -> Value {
+        Value::Null
+    }
+
     /// The tensors that a weight becomes; codes first. They lie in the file in this order.
     ///
     /// # Errors
@@ -175,11 +207,20 @@ pub trait Scheme: Send + Sync + Debug {
     /// How a weight may be cut.
     fn banding(&self, weight: &Weight) -> Banding;
 
-    /// Encodes one band; `out` has one slice for each tiled part, of the length that
+    /// What must be known of the whole weight before any of it is encoded; mostly nothing. Where there is
+    /// something, the scheme that [`Survey::conclude`] gives encodes the bands, and this one takes
+    /// each band for the whole weight.
+    fn survey(&self, weight: &Weight) -> Option<Arc<dyn Survey>> {
+        let _ = weight;
+        None
+    }
+
+    /// Encodes one band; `out` has one slice for each part that is no constant, of the length that
     /// [`Part::range`] gives.
     fn encode(&self, band: Rows<'_>, out: &mut [&mut [u8]]);
 
-    /// The reference decoder: the values of a band from its tiled parts, `out.len()` of them. `rows` is
+    /// The reference decoder: the values of a band, `out.len()` of them, from the parts that are no
+    /// constants, as [`Part::for_decoding`] cuts them. `rows` is
     /// the band's, as [`encode`](Self::encode) was given it: 1 where it is a run in flat order.
     fn decode(&self, parts: &[&[u8]], float: Float, rows: usize, out: &mut [f32]);
 
@@ -189,6 +230,18 @@ pub trait Scheme: Send + Sync + Debug {
         let _ = (weight, parts);
         None
     }
+}
+
+/// A question about whole weights: the largest element, say. One answer may be for several weights
+/// together ([`Dialect::siblings`]).
+///
+/// What it concludes is a function of the elements alone: not of how they were cut into bands.
+pub trait Survey: Send + Sync + Debug {
+    /// What one band tells.
+    fn look(&self, band: Rows<'_>) -> Vec<f32>;
+
+    /// The scheme that encodes, from what all bands of all weights told, in order.
+    fn conclude(&self, looks: &[Vec<f32>]) -> Arc<dyn Scheme>;
 }
 
 /// How quantized weights are stored. One static instance, one file.

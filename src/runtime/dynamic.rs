@@ -51,7 +51,7 @@ impl Replaced {
 /// The default: symmetric int8, a scale for each row.
 #[must_use]
 pub fn int8() -> Arc<dyn Scheme> {
-    Arc::new(Sym { per: Per::Row })
+    Arc::new(Sym::new(Per::Row))
 }
 
 /// The default filter: matrices that are not tables of embeddings by their name.
@@ -125,13 +125,19 @@ pub(super) fn encode(scheme: &dyn Scheme, weight: &Weight, data: &[u8]) -> Resul
     let mut outs: Vec<Vec<&mut [u8]>> = bands.iter().map(|_| vec![]).collect();
     let (banding, extent) = (scheme.banding(weight), scheme.banding(weight).extent(weight));
     for (part, mut rest) in parts.iter().zip(made.iter_mut().map(Memory::bytes)) {
-        if let Content::Tiled { .. } = part.content {
+        if part.is_encoded() {
             for (band, out) in bands.iter().zip(&mut outs) {
                 let len = part.range(banding, extent, band.clone()).len();
                 out.extend(rest.split_off_mut(..len));
             }
         }
     }
+    let informed = scheme.survey(weight).map(|survey| {
+        let looks: Vec<_> =
+            bands.par_iter().map(|band| survey.look(rows(banding, weight, data, band.clone()))).collect();
+        survey.conclude(&looks)
+    });
+    let scheme = informed.as_deref().unwrap_or(scheme);
     bands
         .into_par_iter()
         .zip(outs)

@@ -16,7 +16,7 @@ use crate::{
     cache::{Cache, lock},
     kernel::{Cast, kernels},
     plan::{Origin, Planned},
-    quant::{Axis, Banding, Content, Part},
+    quant::{Axis, Banding, Scheme, Survey},
     tensor::Rows,
 };
 
@@ -125,11 +125,10 @@ fn places(planned: &Planned, band: &Range<usize>) -> impl Iterator<Item = Range<
     planned.parts.iter().map(move |part| part.range(planned.banding, extent, band.clone()))
 }
 
-/// The bytes of the tiled parts that a stretch makes, cut off from what is left of all parts.
+/// The bytes of the encoded parts that a stretch makes, cut off from what is left of all parts.
 fn cut<'a>(planned: &Planned, stretch: &Range<usize>, rest: &mut [&'a mut [u8]]) -> Vec<&'a mut [u8]> {
     let cut = rest.iter_mut().zip(places(planned, stretch)).map(|(rest, part)| rest.split_off_mut(..part.len()));
-    let tiled = |part: &Part| matches!(part.content, Content::Tiled { .. });
-    cut.zip(&planned.parts).filter(|(_, part)| tiled(part)).filter_map(|(out, _)| out).collect()
+    cut.zip(&planned.parts).filter(|(_, part)| part.is_encoded()).filter_map(|(out, _)| out).collect()
 }
 
 /// Where the share of a tile lies in each part; empty for constants.
@@ -147,15 +146,38 @@ pub(super) struct Encoder<'a> {
 }
 
 impl Encoder<'_> {
-    /// Encodes one tile; a panic on the way is a failure like any other.
-    pub(super) fn tile(&self, planned: &Planned, tile: u32) -> Result<Tile, Failure> {
+    /// Encodes one tile with a scheme that knows what it must; a panic on the way is a failure like any other.
+    pub(super) fn tile(&self, planned: &Planned, scheme: &dyn Scheme, tile: u32) -> Result<Tile, Failure> {
+        self.guarded(|buffers| self.encode(planned, scheme, tile, buffers))
+    }
+
+    /// What a tile tells a survey, a stretch after the other.
+    pub(super) fn look(&self, planned: &Planned, survey: &dyn Survey, tile: u32) -> Result<Vec<Vec<f32>>, Failure> {
+        self.guarded(|buffers| {
+            let looks = stretches(planned, band(planned, tile)).map(|stretch| {
+                let (rows, cols) = dimensions(planned, &stretch);
+                self.gather(planned, stretch, rows * cols, buffers)?;
+                let data = prepare(&planned.origin, rows * cols, buffers);
+                Ok(survey.look(Rows { data, float: planned.origin.float, rows, cols }))
+            });
+            looks.collect()
+        })
+    }
+
+    fn guarded<T>(&self, work: impl FnOnce(&mut Buffers) -> Result<T, Failure>) -> Result<T, Failure> {
         let mut buffers = self.shelf.take();
-        let made = catch_unwind(AssertUnwindSafe(|| self.encode(planned, tile, &mut buffers)));
+        let made = catch_unwind(AssertUnwindSafe(|| work(&mut buffers)));
         self.shelf.put(buffers);
         made.unwrap_or_else(|panic| Err(Failure::of_panic(&*panic)))
     }
 
-    fn encode(&self, planned: &Planned, tile: u32, buffers: &mut Buffers) -> Result<Tile, Failure> {
+    fn encode(
+        &self,
+        planned: &Planned,
+        scheme: &dyn Scheme,
+        tile: u32,
+        buffers: &mut Buffers,
+    ) -> Result<Tile, Failure> {
         let band = band(planned, tile);
         let mut parts: Vec<Arc<[u8]>> = places(planned, &band).map(|part| memory(self.cache, part.len())).collect();
         let own = |part| Arc::get_mut(part).expect("nobody has heard of it yet");
@@ -168,7 +190,7 @@ impl Encoder<'_> {
             let started = Instant::now();
             odd += kernels().not_finite(planned.origin.stored, &buffers.stored);
             let data = prepare(&planned.origin, rows * cols, buffers);
-            planned.scheme.encode(Rows { data, float: planned.origin.float, rows, cols }, &mut out);
+            scheme.encode(Rows { data, float: planned.origin.float, rows, cols }, &mut out);
             busy += started.elapsed();
         }
         self.tell_odd(planned, tile, odd);

@@ -1,10 +1,11 @@
 //! What all views of a process share: the cache, the workers, the deadline, the counters.
 
-use std::{io, num::NonZero, sync::Arc, thread, time::Duration};
+use std::{io, num::NonZero, ops::Range, sync::Arc, thread, time::Duration};
 
 use crate::{
     cache::{Cache, Flights, Retain, Ticket},
     plan::Planned,
+    quant::Scheme,
     store::Store,
 };
 
@@ -139,12 +140,10 @@ impl Engine {
 
     /// All parts of a tile, where all are in the cache.
     pub(super) fn kept(&self, planned: &Planned, key: TileKey) -> Option<Tile> {
-        let tiled = |part: usize| matches!(planned.parts[part].content, crate::quant::Content::Tiled { .. });
-        let value = |part: usize| match u16::try_from(part) {
-            Ok(number) if tiled(part) => self.cache.peek(&key.part(number)),
-            _ => Some(Arc::from([])),
+        let value = |(number, share): (u16, Range<usize>)| {
+            if share.is_empty() { Some(Arc::from([])) } else { self.cache.peek(&key.part(number)) }
         };
-        (0..planned.parts.len()).map(value).collect()
+        (0..=u16::MAX).zip(encode::shares(planned, key.tile)).map(value).collect()
     }
 
     /// Puts the parts of a tile into the cache, each alone. The codes come first in every scheme.
@@ -224,9 +223,24 @@ impl View {
 
     /// Makes a tile, wherever it may be kept already.
     pub(super) fn encode_only(&self, weight: u32, tile: u32) -> Result<Tile, Failure> {
+        let (planned, encoder) = (&self.plan.weights[weight as usize], self.encoder());
+        match planned.survey {
+            None => encoder.tile(planned, &*planned.scheme, tile),
+            Some(survey) => encoder.tile(planned, &*self.informed(survey)?, tile),
+        }
+    }
+
+    /// The scheme that a survey concludes, which is made now where it was not yet.
+    fn informed(&self, survey: u32) -> Result<Arc<dyn Scheme>, Failure> {
+        let (surveyed, encoder) = (&self.plan.surveys[survey as usize], self.encoder());
+        let planned = |weight: u32| &self.plan.weights[weight as usize];
+        let look = |weight, tile| encoder.look(planned(weight), &*surveyed.survey, tile);
+        self.surveys[survey as usize].conclude(surveyed, |weight| planned(weight).tiles(), look)
+    }
+
+    fn encoder(&self) -> Encoder<'_> {
         let engine = &*self.engine;
-        let reader = self.reader();
-        let encoder = Encoder { reader, counters: &engine.counters, shelf: &engine.shelf, cache: &engine.cache };
-        encoder.tile(&self.plan.weights[weight as usize], tile)
+        let (reader, counters) = (self.reader(), &engine.counters);
+        Encoder { reader, counters, shelf: &engine.shelf, cache: &engine.cache }
     }
 }

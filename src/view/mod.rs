@@ -1,7 +1,8 @@
 //! A view: an immutable tree of files whose bytes are made when they are read.
 //!
 //! What always holds: the bytes of a read are those of the fully materialized file, or the read
-//! fails; a tile is encoded once however many ask; no thread waits for another's tile; every read
+//! fails; a tile is encoded once however many ask; no thread waits for another's tile (but for
+//! the last looks of a survey, which all who need it share out); every read
 //! is answered within the deadline; no lock is held during I/O, encoding or an answer; cache, tiles
 //! in the making and replies stay within one budget ([`Options::cache_bytes`] and 64 MiB).
 //!
@@ -20,6 +21,7 @@ mod read;
 mod segment;
 mod settle;
 mod stored;
+mod survey;
 pub mod tree;
 
 use std::sync::Arc;
@@ -42,6 +44,7 @@ pub struct View {
     engine: Arc<Engine>,
     ahead: ahead::Ahead,
     stored: Option<stored::Stored>,
+    surveys: Vec<survey::Findings>,
 }
 
 impl View {
@@ -51,7 +54,8 @@ impl View {
     pub fn new(plan: Arc<Plan>, source: Arc<dyn Source>, engine: Arc<Engine>) -> Arc<Self> {
         let tree = Tree::new(&plan.files);
         let stored = engine.store.as_ref().map(|store| stored::Stored::open(store, &plan, &*source));
-        let view = Arc::new(Self { plan, source, tree, engine, ahead: ahead::Ahead::default(), stored });
+        let surveys = plan.surveys.iter().map(|_| survey::Findings::default()).collect();
+        let view = Arc::new(Self { plan, source, tree, engine, ahead: ahead::Ahead::default(), stored, surveys });
         view.start_settling();
         view
     }

@@ -215,7 +215,7 @@ pub(crate) fn planned(name: &str, shape: Vec<usize>, origin: Origin, scheme: Arc
     let banding = scheme.banding;
     let mut key = [0; 16];
     key[..name.len().min(16)].copy_from_slice(&name.as_bytes()[..name.len().min(16)]);
-    Planned { weight, origin, scheme, parts, banding, tile: tile * banding.granule, key }
+    Planned { weight, origin, scheme, survey: None, parts, banding, tile: tile * banding.granule, key }
 }
 
 /// Elements of a source file from `offset` on, one after the other.
@@ -259,7 +259,7 @@ impl Layout {
         for (number, part) in (0..).zip(&planned.parts) {
             self = match &part.content {
                 quant::Content::Constant(bytes) => self.bytes(bytes),
-                quant::Content::Tiled { .. } => {
+                quant::Content::Tiled { .. } | quant::Content::First => {
                     self.push(Content::Part { weight: index, part: number }, part.len() as u64)
                 }
             };
@@ -291,8 +291,8 @@ fn elements(source: &Memory, origin: &Origin) -> Vec<u8> {
 fn encoded(source: &Memory, planned: &Planned) -> Vec<Vec<u8>> {
     let weight = &planned.weight;
     let data = elements(source, &planned.origin);
-    let tiled = |p: &Part| matches!(p.content, quant::Content::Tiled { .. });
-    let mut parts: Vec<Vec<u8>> = planned.parts.iter().map(|p| vec![0; if tiled(p) { p.len() } else { 0 }]).collect();
+    let mut parts: Vec<Vec<u8>> =
+        planned.parts.iter().map(|p| vec![0; if p.is_encoded() { p.len() } else { 0 }]).collect();
     let mut out: Vec<&mut [u8]> = parts.iter_mut().filter(|p| !p.is_empty()).map(Vec::as_mut_slice).collect();
     let (rows, cols) = match planned.banding.axis {
         Axis::Flat => (1, weight.elements()),

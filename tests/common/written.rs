@@ -82,7 +82,7 @@ pub(crate) fn schemes() -> Vec<(String, Arc<dyn Scheme>)> {
         }
     }
     for per in [Per::Row, Per::Tensor] {
-        found.push((format!("sym-{per:?}"), Arc::new(Sym { per })));
+        found.push((format!("sym-{per:?}"), Arc::new(Sym::new(per))));
     }
     for bits in [2, 4, 8] {
         for block in [Block::Of(16), Block::Of(128), Block::Row] {

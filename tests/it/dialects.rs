@@ -140,12 +140,12 @@ fn decide<'a>(component: &Component<'_>, default: &Told, tensor: &'a Arranged) -
     };
     let bytes = bytes(tensor, facts.as_ref());
     let shown = vec![(tensor.info.name.clone(), "model.safetensors".to_owned())];
-    Decided { tensor, listed: entry.is_some(), entry, facts, bytes, shown }
+    Decided { tensor, listed: entry.is_some(), entry, facts, config: Value::Null, bytes, shown }
 }
 
 fn dense(tensor: &Arranged) -> Decided<'_> {
     let shown = vec![(tensor.info.name.clone(), "model.safetensors".to_owned())];
-    Decided { tensor, facts: None, listed: false, entry: None, bytes: bytes(tensor, None), shown }
+    Decided { tensor, facts: None, config: Value::Null, listed: false, entry: None, bytes: bytes(tensor, None), shown }
 }
 
 fn check_variant(what: &str, case: &Value, variant: &Value) {
@@ -176,7 +176,10 @@ fn check_variant(what: &str, case: &Value, variant: &Value) {
         .filter_map(|d| d.facts.as_ref().map(|f| json!([d.tensor.module(), f.bits, f.group_size, f.mode])))
         .collect();
     assert_eq!(sorted(&quantized), sorted(variant["quantized"].as_array().unwrap()), "{what}: what is quantized");
-    let text = String::from_utf8(MLX.config(&component, default.as_ref(), &decided).unwrap()).unwrap();
+    let text = String::from_utf8(
+        MLX.config(&component, default.clone().map(Told).as_ref().map(|told| told as &dyn Scheme), &decided).unwrap(),
+    )
+    .unwrap();
     assert_eq!(text, variant["config"].as_str().unwrap(), "{what}: config.json");
     let index = json::parse(&MLX.index(&component, &decided)).unwrap();
     assert_eq!(index["metadata"], variant["metadata"], "{what}: the index");
@@ -284,7 +287,7 @@ fn unknown_models_and_tensors_are_told() {
     let custom = json!({"model_type": "llama", "model_file": "model.py", "vision_config": {}});
     let arranged = MLX.arrange(&component(&tensors, &custom)).unwrap();
     assert!(arranged.warnings[0].contains("llama"), "its own Python file may mean anything");
-    let text = MLX.config(&component(&tensors, &custom), Some(&FOUR), &[]).unwrap();
+    let text = MLX.config(&component(&tensors, &custom), Some(&Told(FOUR)), &[]).unwrap();
     assert!(json::parse(&text).unwrap().get("vision_config").is_some(), "kept names keep their towers");
 
     let llama = json!({"model_type": "llama"});
@@ -324,12 +327,15 @@ fn rules_and_dense_views_are_written_to_config() {
     let told = Component { generation_config: Some(&generation), ..component(&tensors, &config) };
     let arranged = Arrangement { tensors: tensors.iter().enumerate().map(plain).collect(), ..Arrangement::default() };
     let mut decided: Vec<Decided<'_>> = arranged.tensors.iter().map(dense).collect();
-    let text = |default, decided: &[Decided<'_>]| json::parse(&MLX.config(&told, default, decided).unwrap()).unwrap();
+    let text = |default: Option<&Told>, decided: &[Decided<'_>]| {
+        let default = default.map(|told| told as &dyn Scheme);
+        json::parse(&MLX.config(&told, default, decided).unwrap()).unwrap()
+    };
     let expected = json!({"eos_token_id": 7, "model_type": "llama", "x": {"__float__": "NaN"}});
     assert_eq!(text(None, &decided), expected, "a dense view; an eos of zero is none");
     decided[1].facts = Some(Facts { bits: 8, group_size: 32, mode: "mxfp8" });
     decided[1].listed = true;
-    let mixed = text(Some(&FOUR), &decided);
+    let mixed = text(Some(&Told(FOUR)), &decided);
     let module = json!({"group_size": 32, "bits": 8, "mode": "mxfp8"});
     let quantization = json!({"group_size": 64, "bits": 4, "mode": "affine", "lm_head": module});
     assert_eq!(mixed["quantization"], quantization);
@@ -358,7 +364,7 @@ fn zimage_takes_what_its_quantizer_takes() {
     let transformer = Component { tensors: &others, ..at("transformer") };
     let why: Vec<String> = kept(&ZIMAGE, &transformer).into_iter().map(Option::unwrap).collect();
     assert_eq!(why, ["last dimension 96 is no multiple of 64", "name contains norm", "1-D, not 2-D"]);
-    assert!(ZIMAGE.config(&transformer, Some(&FOUR), &[]).is_none(), "config.json is not touched");
+    assert!(ZIMAGE.config(&transformer, Some(&Told(FOUR)), &[]).is_none(), "config.json is not touched");
 }
 
 #[test]

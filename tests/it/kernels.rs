@@ -212,7 +212,7 @@ fn symmetric_codes_and_blocks_are_the_same_from_every_table() {
             .collect();
         differential(&format!("symmetric codes of {count}"), count + 4, 0, |k, out| {
             let (codes, scale) = out.split_at_mut(count);
-            let found = k.quantize_symmetric(&values, codes);
+            let found = k.quantize_symmetric(None, &values, codes);
             scale.copy_from_slice(&if found.is_nan() { f32::NAN } else { found }.to_le_bytes());
         });
         for (bits, block) in [2, 4, 8].into_iter().flat_map(|bits| [16, 32, 64, 256, count.max(1)].map(|b| (bits, b))) {

@@ -344,13 +344,13 @@ fn symmetric_int8_is_its_formula() {
     let rows: [[f32; 4]; 4] =
         [[1.0, -2.0, 127.0, 0.5], [0.0, -0.0, 0.0, 0.0], [-254.0, 3.0, 5.0, 1.0], [f32::NAN, 1.0, 0.0, -1.0]];
     let all: Vec<f32> = rows.concat();
-    let parts = quantized(&Sym { per: Per::Row }, "a", &[4, 4], &all);
+    let parts = quantized(&Sym::new(Per::Row), "a", &[4, 4], &all);
     let codes: Vec<i8> = parts[0].3.iter().map(|b| b.cast_signed()).collect();
     // 0.5, 1.5 and 2.5 go to the even neighbour; NaN has code 0.
     assert_eq!(codes, [1, -2, 127, 0, 0, 0, 0, 0, -127, 2, 2, 0, 0, 127, 0, -127]);
     let scale = |i: usize| f32::from_le_bytes(parts[1].3[i * 4..][..4].try_into().unwrap());
     assert_eq!([scale(0), scale(1), scale(2), scale(3)], [1.0, 0.0, 2.0, 1.0 / 127.0]);
-    let whole = quantized(&Sym { per: Per::Tensor }, "a", &[4, 4], &all);
+    let whole = quantized(&Sym::new(Per::Tensor), "a", &[4, 4], &all);
     assert_eq!(
         (whole[1].0.as_str(), &whole[1].2, f32::from_le_bytes(whole[1].3[..4].try_into().unwrap())),
         ("a.scale", &vec![1], 2.0)

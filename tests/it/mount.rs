@@ -241,6 +241,7 @@ fn plan_of(files: Vec<plan::File>) -> Plan {
         hidden: vec![],
         files,
         weights: vec![],
+        surveys: vec![],
     }
 }
 

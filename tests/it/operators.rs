@@ -161,7 +161,7 @@ fn multiply(operator: &dyn Operator, rows: Range<usize>, x: &[f32], arithmetic: 
 /// Every scheme of the table, and those that only the runtime has.
 fn all_schemes() -> Vec<Arc<dyn Scheme>> {
     let mut all: Vec<Arc<dyn Scheme>> = schemes().into_iter().map(|(_, scheme)| scheme).collect();
-    all.extend([Per::Row, Per::Tensor].map(|per| Arc::new(Sym { per }) as Arc<dyn Scheme>));
+    all.extend([Per::Row, Per::Tensor].map(|per| Arc::new(Sym::new(per)) as Arc<dyn Scheme>));
     for bits in [2, 4, 8] {
         for block in [16, 32, 64, 128, 256].map(Block::Of).into_iter().chain([Block::Row]) {
             let both = [true, false].map(|symmetric| MatMulNBits::new(bits, block, symmetric).unwrap());

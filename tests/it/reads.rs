@@ -455,6 +455,7 @@ fn hints_are_given_by_workers() {
         warnings: vec![],
         hidden: vec![],
         files: vec![file],
+        surveys: vec![],
         weights: vec![],
     };
     let engine = Engine::new(Options { readahead_bytes: 1 << 20, ..options() }).unwrap();

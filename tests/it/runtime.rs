@@ -324,7 +324,7 @@ fn stacks_are_layers_one_by_one() {
     let dir = with(&[f32s("a.weight", &[3, 4, 128], &dense)], &[]);
     for per in [Per::Row, Per::Tensor] {
         let mut weights = Weights::open(dir.path()).unwrap();
-        weights.apply(quantize_dynamic(&weights, &(Arc::new(Sym { per }) as _), |_, _| true)).unwrap();
+        weights.apply(quantize_dynamic(&weights, &(Arc::new(Sym::new(per)) as _), |_, _| true)).unwrap();
         assert!(weights.linear("a").unwrap_err().to_string().contains("`stack`"), "a stack that was replaced");
         cases.push(weights);
     }

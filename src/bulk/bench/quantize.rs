@@ -7,7 +7,7 @@ use rayon::ThreadPool;
 use super::{Contender, Error, Figure, limits::Memory, median, pools, turn, weights};
 use crate::{
     kernel::{self, Isa, kernels},
-    quant::{Content, Part, Unsupported, Weight},
+    quant::{Part, Unsupported, Weight},
     tensor::{Float, Rows},
 };
 
@@ -83,8 +83,8 @@ impl<'a> Job<'a> {
     }
 
     fn room(&self) -> Vec<Vec<u8>> {
-        let tiled = self.parts.iter().filter(|part| matches!(part.content, Content::Tiled { .. }));
-        tiled.map(|part| vec![0; part.len()]).collect()
+        let encoded = self.parts.iter().filter(|part| part.is_encoded());
+        encoded.map(|part| vec![0; part.len()]).collect()
     }
 
     fn encode(&self, room: &mut [Vec<u8>]) {

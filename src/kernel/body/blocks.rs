@@ -27,9 +27,18 @@ const RUN: usize = 32;
 /// Codes that are packed together: a part of a block or of a long row.
 const PART: usize = 256;
 
-/// Codes in two's complement of values that share a scale, which is the answer; NaN has code 0.
+/// Codes in two's complement of values that share a scale, which is the answer: the given one, or the largest
+/// magnitude by 127. NaN has code 0.
 #[inline(always)]
-pub(in crate::kernel) fn symmetric(values: &[f32], codes: &mut [u8]) -> f32 {
+pub(in crate::kernel) fn symmetric(given: Option<f32>, values: &[f32], codes: &mut [u8]) -> f32 {
+    let scale = given.unwrap_or_else(|| largest(values) / LARGEST);
+    each(values, codes, |w| symmetric_code(w, scale));
+    scale
+}
+
+/// The largest magnitude, 0 of none; NaN is passed over.
+#[inline(always)]
+pub(in crate::kernel) fn largest(values: &[f32]) -> f32 {
     let (runs, rest) = values.as_chunks::<LANES>();
     let mut lanes = [0f32; LANES];
     for run in runs {
@@ -37,10 +46,7 @@ pub(in crate::kernel) fn symmetric(values: &[f32], codes: &mut [u8]) -> f32 {
             lanes[i] = larger(run[i].abs(), lanes[i]);
         }
     }
-    let largest = lanes.iter().chain(rest).fold(0.0, |largest, w| larger(w.abs(), largest));
-    let scale = largest / LARGEST;
-    each(values, codes, |w| symmetric_code(w, scale));
-    scale
+    lanes.iter().chain(rest).fold(0.0, |largest, w| larger(w.abs(), largest))
 }
 
 /// The codes of values, by whole runs: a last one is filled up.

@@ -50,8 +50,13 @@ macro_rules! instances {
         }
 
         #[target_feature(enable = $features)]
-        fn quantize_symmetric(values: &[f32], codes: &mut [u8]) -> f32 {
-            body::blocks::symmetric(values, codes)
+        fn largest(values: &[f32]) -> f32 {
+            body::blocks::largest(values)
+        }
+
+        #[target_feature(enable = $features)]
+        fn quantize_symmetric(given: Option<f32>, values: &[f32], codes: &mut [u8]) -> f32 {
+            body::blocks::symmetric(given, values, codes)
         }
 
         #[target_feature(enable = $features)]
@@ -144,9 +149,13 @@ macro_rules! instances {
                 // SAFETY: as above.
                 unsafe { dequantize_micro(job, codes, scales, out) }
             },
-            quantize_symmetric: |values, codes| {
+            largest: |values| {
                 // SAFETY: as above.
-                unsafe { quantize_symmetric(values, codes) }
+                unsafe { largest(values) }
+            },
+            quantize_symmetric: |given, values, codes| {
+                // SAFETY: as above.
+                unsafe { quantize_symmetric(given, values, codes) }
             },
             quantize_blocks: |job, row, codes, scales, zeros| {
                 // SAFETY: as above.

@@ -19,8 +19,8 @@ use serde_json::{Value, json};
 
 use crate::{
     quant::{
-        Facts, Scheme,
-        dialect::{Arranged, Arrangement, Choice, Component, Decided, Dialect, index},
+        Scheme,
+        dialect::{Arranged, Arrangement, Choice, Component, Decided, Dialect, hf, index},
     },
     tensor::{Dtype, Float},
 };
@@ -71,16 +71,24 @@ impl Dialect for Mlx {
         let group_size = default.facts().group_size;
         match Model::of(component) {
             Some(model) => by_family(&model, tensor, module, group_size),
-            None => by_shape(tensor, group_size).map_or(Choice::Default, Choice::Keep),
+            None => {
+                let why = hf::left_alone(component).or_else(|| by_shape(tensor, group_size));
+                why.map_or(Choice::Default, Choice::Keep)
+            }
         }
     }
 
-    fn config(&self, component: &Component<'_>, default: Option<&Facts>, decided: &[Decided<'_>]) -> Option<Vec<u8>> {
+    fn config(
+        &self,
+        component: &Component<'_>,
+        default: Option<&dyn Scheme>,
+        decided: &[Decided<'_>],
+    ) -> Option<Vec<u8>> {
         let source = component.config?.as_object()?;
         if !is_model(component) {
             return None;
         }
-        Some(config::render(source, component, default, decided))
+        Some(config::render(source, component, default.map(Scheme::facts).as_ref(), decided))
     }
 
     fn index(&self, component: &Component<'_>, decided: &[Decided<'_>]) -> Vec<u8> {

@@ -6,8 +6,10 @@
 
 pub mod mirror;
 pub mod mlx;
+pub mod plain;
 pub mod zimage;
 
+mod hf;
 mod index;
 
 use std::{fmt::Debug, ops::Range};
@@ -110,6 +112,8 @@ pub struct Decided<'a> {
     pub tensor: &'a Arranged,
     /// How it is quantized, `None` where it is dense.
     pub facts: Option<Facts>,
+    /// What its scheme's [`config`](Scheme::config) says.
+    pub config: Value,
     /// Whether it is quantized other than by the view's default, and must be listed.
     pub listed: bool,
     /// What a [`Choice::Other`] asked to be recorded.
@@ -137,9 +141,21 @@ pub trait Dialect: Sync + Debug {
     /// What becomes of a tensor where no rule says otherwise.
     fn choose(&self, component: &Component<'_>, tensor: &Arranged, default: &dyn Scheme) -> Choice;
 
-    /// `config.json` as the view shows it; `None` leaves the source's bytes. `default` are the
-    /// facts of the view's own scheme, `None` for a dense view.
-    fn config(&self, component: &Component<'_>, default: Option<&Facts>, decided: &[Decided<'_>]) -> Option<Vec<u8>> {
+    /// The name of the group of modules that are surveyed together with this one, as loaders fuse them (queries,
+    /// keys and values); `None` where it is surveyed alone.
+    fn siblings(&self, stem: &str) -> Option<String> {
+        let _ = stem;
+        None
+    }
+
+    /// `config.json` as the view shows it; `None` leaves the source's bytes. `default` is
+    /// the view's own scheme, `None` for a dense view.
+    fn config(
+        &self,
+        component: &Component<'_>,
+        default: Option<&dyn Scheme>,
+        decided: &[Decided<'_>],
+    ) -> Option<Vec<u8>> {
         let _ = (component, default, decided);
         None
     }

@@ -1,8 +1,8 @@
 //! The registry of formats: one file a format, one line here.
 //!
 //! Beside the formats lie the schemes that several of them share: [`affine`], [`microscaling`], and
-//! [`cast`], which is no format of its own but what the plan gives to dense tensors; and the schemes
-//! that the runtime makes and reads and no mount shows: [`sym`] and [`matmul_nbits`].
+//! [`cast`], which is no format of its own but what the plan gives to dense tensors; and
+//! [`matmul_nbits`], which the runtime makes and reads.
 
 pub mod affine;
 pub mod cast;
@@ -20,12 +20,12 @@ use crate::{
 };
 
 /// All formats, in the order of the table.
-pub static FORMATS: &[&dyn Format] = &[&mlx::Mlx, &zimage::Zimage, &source::Source];
+pub static FORMATS: &[&dyn Format] = &[&mlx::Mlx, &zimage::Zimage, &sym::Symmetric, &source::Source];
 
 /// How a format of the table, or a scheme beside the table, recognizes a module.
 pub(super) fn recognize(module: &Module<'_>) -> Option<Result<Recognized, Unsupported>> {
     let of_table = FORMATS.iter().find_map(|format| format.recognize(module));
-    of_table.or_else(|| sym::recognize(module)).or_else(|| matmul_nbits::recognize(module))
+    of_table.or_else(|| matmul_nbits::recognize(module))
 }
 
 /// Revision of all encodings together: it goes up when the bytes of any scheme change.

@@ -19,7 +19,7 @@ use std::{
 
 use crate::{
     kernel::{Activations, Product, kernels},
-    quant::{Axis, Content, Scheme, Weight},
+    quant::{Axis, Scheme, Weight},
 };
 
 pub use affine::Affine;
@@ -246,8 +246,9 @@ impl Decoded {
         let banding = self.scheme.banding(&self.weight);
         let extent = banding.extent(&self.weight);
         let layout = self.scheme.parts(&self.weight).unwrap_or_default();
-        let tiled = layout.iter().zip(&self.parts).filter(|(part, _)| matches!(part.content, Content::Tiled { .. }));
-        let parts: Vec<&[u8]> = tiled.map(|(part, bytes)| &bytes[part.range(banding, extent, band.clone())]).collect();
+        let encoded = layout.iter().zip(&self.parts).filter(|(part, _)| part.is_encoded());
+        let parts: Vec<&[u8]> =
+            encoded.map(|(part, bytes)| part.for_decoding(bytes, banding, extent, band.clone())).collect();
         let rows = match banding.axis {
             Axis::Flat => 1,
             Axis::Rows => band.len(),
