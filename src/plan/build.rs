@@ -8,14 +8,15 @@ use crate::{
     plan::{
         Content, Error, File, Options, Plan, Planned, Row,
         decide::{Decider, Decision},
+        dense,
         layout::{self, Output, Unit},
         origin,
         snapshot::{self, Set, Snapshot},
         survey,
     },
     quant::{
-        self, Content as PartContent, Facts, Scheme, Weight,
-        dialect::{Arranged, Arrangement, Component, Decided},
+        Content as PartContent, Facts, Scheme, Weight,
+        dialect::{Arranged, Arrangement, Component, Decided, Slice},
         format::cast::Cast,
         manifest,
     },
@@ -57,11 +58,14 @@ impl Builder<'_> {
         let component = component(set, self.options);
         let arrangement =
             dialect.arrange(&component).map_err(|why| Error::refused(format!("{}: {why}", self.place_of(set))))?;
-        for warning in &arrangement.warnings {
-            self.plan.warnings.push(format!("{}: {warning}", self.place_of(set)));
-        }
         for (tensor, why) in &arrangement.dropped {
             decider.dropped(&component, *tensor, why);
+        }
+        if self.options.spec.is_dense() {
+            return self.add_dense(set, &component, &arrangement, decider);
+        }
+        for warning in &arrangement.warnings {
+            self.plan.warnings.push(format!("{}: {warning}", self.place_of(set)));
         }
         self.report_dropped(set, &arrangement);
         let mut units = vec![];
@@ -82,6 +86,52 @@ impl Builder<'_> {
         if laid.rewritten {
             self.write_documents(set, &component, decider.default_scheme(), &decided);
         }
+        Ok(())
+    }
+
+    /// A set of a view that shows values in the source's own names and sizes.
+    fn add_dense(
+        &mut self,
+        set: &Set,
+        component: &Component<'_>,
+        arrangement: &Arrangement,
+        decider: &mut Decider<'_>,
+    ) -> Result<(), Error> {
+        let decide = |tensor| decider.decide(component, tensor);
+        let decisions = arrangement.tensors.iter().map(decide).collect::<Result<Vec<_>, _>>()?;
+        let first = self.plan.weights.len();
+        if self.options.shard_size.is_some() {
+            let why = "keeps the source's files as they are cut; leave --shard-size out";
+            return Err(Error::spec(format!("{}: a dense view {why}", self.options.spec)));
+        }
+        let mut replaced = vec![];
+        for (number, shown) in dense::shown(set, &arrangement.tensors, &decisions).into_iter().enumerate() {
+            let info = &set.tensors[number];
+            let bytes = info.byte_len().unwrap_or(0) as u64;
+            let (becomes, why) = match shown {
+                Err(why) => ("kept".to_owned(), why),
+                Ok(shown) => {
+                    let same = Arranged { info: info.clone(), from: vec![Slice::whole(number, info)], plus_one: false };
+                    let from = origin::origin(set, &same)?;
+                    replaced.push((number, u32::try_from(self.plan.weights.len()).unwrap_or(u32::MAX)));
+                    self.weigh(origin::planned(self.source, shown.weight, from, shown.scheme, shown.parts))?;
+                    (shown.spec.to_string(), shown.why)
+                }
+            };
+            self.plan.rows.push(Row {
+                component: set.dir.clone(),
+                name: info.name.clone(),
+                dtype: info.dtype,
+                shape: info.shape.clone(),
+                becomes,
+                why,
+                bytes_before: bytes,
+                bytes_after: bytes,
+                sources: vec![info.name.clone()],
+            });
+        }
+        survey::plan(&mut self.plan, first, self.options.spec.format().dialect());
+        self.plan.files.extend(dense::lay(self.source, set, &replaced));
         Ok(())
     }
 
@@ -230,7 +280,7 @@ impl Builder<'_> {
 
     fn report(&mut self, set: &Set, tensor: &Arranged, decision: &Decision, bytes_after: u64) {
         let sources: Vec<&TensorInfo> = tensor.from.iter().map(|s| &set.tensors[s.tensor]).collect();
-        let read = |s: &quant::dialect::Slice| s.elements() as u64 * set.tensors[s.tensor].dtype.bitsize() as u64 / 8;
+        let read = |s: &Slice| s.elements() as u64 * set.tensors[s.tensor].dtype.bitsize() as u64 / 8;
         let mut names: Vec<String> = sources.iter().map(|i| i.name.clone()).collect();
         names.dedup();
         let dtype = sources.first().map_or(tensor.info.dtype, |i| i.dtype);
@@ -252,7 +302,7 @@ impl Builder<'_> {
     /// Adds what is no weight, the manifest, and checks the whole.
     fn finish(mut self, snapshot: &Snapshot, default: Option<Facts>) -> Result<Plan, Error> {
         self.plan.hidden.clone_from(&snapshot.hidden);
-        if default.is_some() && self.layers.is_empty() {
+        if default.is_some() && self.plan.weights.is_empty() {
             return Err(Error::refused(self.nothing_quantized()));
         }
         let quantized_shards = self.plan.files.iter().map(|f| f.path.clone()).collect::<Vec<_>>();
@@ -263,6 +313,7 @@ impl Builder<'_> {
             }
         }
         self.plan.files.extend(std::mem::take(&mut self.patched).into_values().flatten());
+        let default = default.filter(|_| !self.options.spec.is_dense());
         // A view that is dense but for some rules states the first layer's parameters as its default.
         if let Some(default) = default.or_else(|| self.layers.first().map(|l| l.facts.clone())) {
             let all = (0..self.source.entries().len()).filter_map(|i| u32::try_from(i).ok()).map(FileId);

@@ -7,6 +7,7 @@
 
 mod build;
 mod decide;
+mod dense;
 mod digest;
 mod error;
 mod layout;

@@ -1,6 +1,6 @@
 //! Specs: the small language that names a configuration, `mlx-4bit-g64`.
 //!
-//! `SPEC = ( FORMAT | [FORMAT "-"] SCHEME ) ("-" OPTION)*`. A spec always has a canonical spelling:
+//! `SPEC = ["dense-"] ( FORMAT | [FORMAT "-"] SCHEME ) ("-" OPTION)*`. A spec always has a canonical spelling:
 //! format, scheme, the group wherever it can be chosen, other options where they differ from the
 //! default; parsing it gives the same spec. The words come from [`FORMATS`] alone.
 
@@ -11,6 +11,9 @@ use crate::{
     quant::{FORMATS, Format, Scheme},
 };
 
+/// What starts the spec of a view that shows values, and stores nothing otherwise.
+const DENSE: &str = "dense-";
+
 /// The format where a spec names none.
 const DEFAULT_FORMAT: &str = "mlx";
 
@@ -20,6 +23,7 @@ pub struct Spec {
     format: &'static dyn Format,
     scheme: &'static str,
     words: Vec<&'static str>,
+    dense: bool,
 }
 
 /// What a spec leaves open may be filled by parts (`--bits`, `--group-size`, ...); they never
@@ -53,6 +57,7 @@ impl Spec {
     /// An unknown word, with the words that there are; parts that contradict the text.
     pub fn parse(text: Option<&str>, parts: &Parts) -> Result<Self, Error> {
         let mut typed = Typed::default();
+        let (dense, text) = split_dense(text);
         if let Some(text) = text {
             typed = Typed::parse(text)?;
         }
@@ -71,7 +76,11 @@ impl Spec {
                 format.name()
             )));
         }
-        Self::assemble(format, scheme, &words, None)
+        let spec = Self { dense, ..Self::assemble(format, scheme, &words, None)? };
+        if dense && spec.bind()?.is_none() {
+            return Err(Error::spec(format!("{spec} rounds nothing; `source` shows the source as it is")));
+        }
+        Ok(spec)
     }
 
     /// The spec of a rule's right-hand side: what it does not say is this view's.
@@ -79,6 +88,15 @@ impl Spec {
     /// # Errors
     /// Another format than the view's, an unknown word.
     pub fn inherit(&self, text: &str) -> Result<Self, Error> {
+        let (dense, text) = match split_dense(Some(text)) {
+            (true, Some(text)) => (true, text),
+            _ => (false, text),
+        };
+        if dense && !self.dense {
+            return Err(Error::spec(format!(
+                "{DENSE}{text}: this view stores weights quantized; mount a dense one for that"
+            )));
+        }
         let typed = Typed::parse_with(text, Some(self))?;
         if let Some(format) = typed.format.filter(|f| f.name() != self.format.name()) {
             if format.name() == "source" {
@@ -108,7 +126,7 @@ impl Spec {
         let source: &'static dyn Format = named_format("source")?;
         let format = if self.format.schemes().contains(&"source") { self.format } else { source };
         let scheme = format.schemes().iter().find(|s| **s == "source").copied().unwrap_or("source");
-        Ok(Self { format, scheme, words: vec![] })
+        Ok(Self { format, scheme, words: vec![], dense: self.dense })
     }
 
     fn assemble(
@@ -135,7 +153,7 @@ impl Spec {
             inherited.and_then(|from| o.iter().find(|w| from.words.contains(*w)).copied())
         };
         let words = words.into_iter().zip(&options).map(|(w, o)| w.or_else(|| inherit(o)).unwrap_or(o[0])).collect();
-        let spec = Self { format, scheme, words };
+        let spec = Self { format, scheme, words, dense: inherited.is_some_and(|from| from.dense) };
         spec.bind()?;
         Ok(spec)
     }
@@ -144,6 +162,12 @@ impl Spec {
     #[must_use]
     pub fn format(&self) -> &'static dyn Format {
         self.format
+    }
+
+    /// Whether values are shown in the source's own dtypes, names and sizes, rounded as the spec rounds them.
+    #[must_use]
+    pub fn is_dense(&self) -> bool {
+        self.dense
     }
 
     /// The scheme's name: `4bit`.
@@ -163,6 +187,7 @@ impl Spec {
 
 impl fmt::Display for Spec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.dense { DENSE } else { "" })?;
         f.write_str(self.format.name())?;
         if self.format.name() != self.scheme {
             write!(f, "-{}", self.scheme)?;
@@ -179,7 +204,10 @@ impl fmt::Display for Spec {
 
 impl PartialEq for Spec {
     fn eq(&self, other: &Self) -> bool {
-        self.format.name() == other.format.name() && self.scheme == other.scheme && self.words == other.words
+        self.dense == other.dense
+            && self.format.name() == other.format.name()
+            && self.scheme == other.scheme
+            && self.words == other.words
     }
 }
 
@@ -217,6 +245,15 @@ impl Typed {
             )));
         }
         Ok(Self { format, scheme, words: words.into_iter().map(str::to_owned).collect() })
+    }
+}
+
+/// Whether a spec is of values, and the rest of it.
+fn split_dense(text: Option<&str>) -> (bool, Option<&str>) {
+    match text.map(|text| (text, text.strip_prefix(DENSE))) {
+        Some((_, Some(rest))) => (true, Some(rest)),
+        Some((text, None)) => (false, Some(text)),
+        None => (false, None),
     }
 }
 

@@ -15,6 +15,7 @@ pub(crate) fn plan(plan: &mut Plan, first: usize, dialect: &dyn Dialect) {
     for (number, planned) in plan.weights.iter().enumerate().skip(first) {
         if planned.scheme.survey(&planned.weight).is_some() {
             let stem = &planned.weight.stem;
+            let stem = stem.strip_suffix(".weight").unwrap_or(stem);
             // A name of its own: no group has two dots in a row.
             let group = dialect.siblings(stem).unwrap_or_else(|| format!("{stem}.."));
             groups.entry((group, planned.scheme.id())).or_default().push(number);

@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
 use quantfs::{
     kernel::{Cast, kernels},
-    quant::{Axis, Content, FORMATS, Format, Part, Scheme, Weight, format::cast},
+    quant::{
+        Axis, Content, FORMATS, Format, Part, Scheme, Weight,
+        format::{cast, dense::Dense},
+    },
     tensor::{Float, Rows},
 };
 
@@ -19,7 +22,11 @@ pub(super) fn schemes() -> Vec<(String, Arc<dyn Scheme>)> {
             for options in choices(&format.options(scheme)) {
                 let name = format!("{}-{scheme}-{}", format.name(), options.join("-"));
                 match format.bind(scheme, &options) {
-                    Ok(Some(bound)) => found.push((name, bound)),
+                    Ok(Some(bound)) => {
+                        let dense = Dense::new(Arc::clone(&bound), Float::F16);
+                        found.push((format!("dense-{name}"), Arc::new(dense)));
+                        found.push((name, bound));
+                    }
                     Ok(None) => assert_eq!(*scheme, "source", "{name} keeps the source"),
                     Err(why) => panic!("{name} is offered and refused: {why}"),
                 }
@@ -171,7 +178,8 @@ fn parts_add_up() {
                     }
                 }
                 let codes = [".weight", ".weight_packed", ".qweight"].contains(&parts[0].suffix);
-                assert!(codes || name == "cast", "{name}: codes come first");
+                let dense = name == "cast" || name.starts_with("dense-");
+                assert!(codes || dense, "{name}: codes come first");
                 assert!(matches!(parts[0].content, Content::Tiled { .. }), "{name}: codes are tiled");
             }
         }

@@ -14,6 +14,7 @@ mod containers;
 mod daemon;
 #[cfg(feature = "cli")]
 mod decode;
+mod dense;
 mod dialects;
 #[cfg(target_os = "linux")]
 mod footprint;

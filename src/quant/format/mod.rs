@@ -1,11 +1,12 @@
 //! The registry of formats: one file a format, one line here.
 //!
 //! Beside the formats lie the schemes that several of them share: [`affine`], [`microscaling`], and
-//! [`cast`], which is no format of its own but what the plan gives to dense tensors; and
-//! [`matmul_nbits`], which the runtime makes and reads.
+//! [`cast`], which is no format of its own but what the plan gives to dense tensors; [`dense`], which shows
+//! another scheme's values; and [`matmul_nbits`], which the runtime makes and reads.
 
 pub mod affine;
 pub mod cast;
+pub mod dense;
 pub mod matmul_nbits;
 pub mod microscaling;
 pub mod mlx;

@@ -1,0 +1,154 @@
+//! Views that show the values of a spec in the source's own names, dtypes and sizes.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use quantfs::{
+    plan::{self, Error, Options, Parts, Plan, Rule, Spec},
+    runtime::Weights,
+    source::{self, Caches, Source},
+    tensor::TensorInfo,
+    view::{self, Engine, View},
+};
+
+use crate::common::headers::header;
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/mlx_lm").join(name)
+}
+
+fn planned(source: &dyn Source, spec: &str, rules: &[&str]) -> Result<Plan, Error> {
+    crate::common::tables::select_kernels();
+    let mut options = Options::new(Spec::parse(Some(spec), &Parts::default())?);
+    options.rules = rules.iter().map(|rule| Rule::parse(rule, &options.spec)).collect::<Result<_, _>>()?;
+    plan::build(source, &options)
+}
+
+/// The files of a view by path.
+fn files(path: &Path, spec: &str, rules: &[&str]) -> BTreeMap<String, Vec<u8>> {
+    let source: Arc<dyn Source> = source::open(path.to_str().unwrap(), &Caches { hub: vec![] }).unwrap().into();
+    let plan = planned(source.as_ref(), spec, rules).unwrap();
+    let view = View::new(Arc::new(plan), source, Engine::new(view::Options::default()).unwrap());
+    let read = |(number, file): (usize, &plan::File)| {
+        let mut bytes = vec![0; usize::try_from(file.len).unwrap()];
+        assert_eq!(view.read_at(number, 0, &mut bytes).unwrap(), bytes.len());
+        (file.path.clone(), bytes)
+    };
+    view.plan().files.iter().enumerate().map(read).collect()
+}
+
+/// Tensors of a file by name.
+fn tensors(file: &[u8]) -> BTreeMap<String, (TensorInfo, Vec<u8>)> {
+    let found = header(file).unwrap().tensors;
+    let bytes = |range: &std::ops::Range<u64>| {
+        file[usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap()].to_vec()
+    };
+    found.into_iter().map(|t| (t.info.name.clone(), (t.info, bytes(&t.range)))).collect()
+}
+
+/// Values as bf16, in which MLX computes them: they are exact.
+fn to_bf16(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect()
+}
+
+/// What mlx_lm wrote, decoded, is what the view shows under the source's names.
+fn check(source: &str, quantized: &str, spec: &str) -> usize {
+    let weights = Weights::open(golden(quantized)).unwrap();
+    let shown = files(&golden(source), spec, &[]);
+    let original = fs::read(golden(source).join("model.safetensors")).unwrap();
+    assert_eq!(shown.keys().collect::<Vec<_>>(), ["config.json", "model.safetensors"], "nothing is added");
+    assert_eq!(shown["config.json"], fs::read(golden(source).join("config.json")).unwrap());
+    let (before, after) = (tensors(&original), tensors(&shown["model.safetensors"]));
+    assert_eq!(original.len(), shown["model.safetensors"].len());
+    let mut rounded = 0;
+    for (name, (info, bytes)) in &after {
+        let module = name.strip_suffix(".weight").unwrap_or(name);
+        let values = match module.split_once(".experts.") {
+            Some((layer, expert)) => {
+                let (number, projection) = expert.split_once('.').unwrap();
+                let stack = weights.stack(&format!("{layer}.switch_mlp.{projection}")).unwrap();
+                Some(stack[number.parse::<usize>().unwrap()].dequantize())
+            }
+            None => weights.linear(module).ok().filter(|l| l.is_quantized()).map(|layer| layer.dequantize()),
+        };
+        assert_eq!(info, &before[name].0);
+        if let Some(values) = values {
+            assert!(*bytes == to_bf16(&values), "{name}");
+            rounded += usize::from(*bytes != before[name].1);
+        } else {
+            assert!(*bytes == before[name].1, "{name} stays what it is");
+        }
+    }
+    rounded
+}
+
+#[test]
+fn values_are_those_of_what_mlx_lm_wrote() {
+    assert!(check("llama_src", "llama_q4_g64", "dense-4bit") > 10);
+    assert!(check("llama_src", "llama_mxfp4", "dense-mlx-mxfp4") > 10);
+    assert!(check("qwen3_moe_src", "qwen3_moe_q4_g64", "dense-mlx-4bit-g64") > 10, "experts one by one");
+}
+
+#[test]
+fn rules_hold_in_dense_views() {
+    let plain = files(&golden("llama_src"), "source", &[]);
+    let eight = files(&golden("llama_src"), "dense-8bit", &[]);
+    let mixed = files(&golden("llama_src"), "dense-4bit", &["lm_head=8bit", "*.layers.0.*=source"]);
+    let [plain, eight, mixed] = [plain, eight, mixed].map(|files| tensors(&files["model.safetensors"]));
+    assert_eq!(mixed["lm_head.weight"], eight["lm_head.weight"]);
+    let kept = "model.layers.0.mlp.up_proj.weight";
+    assert_eq!(mixed[kept], plain[kept]);
+    let other = "model.layers.1.mlp.up_proj.weight";
+    assert!(mixed[other] != plain[other] && mixed[other] != eight[other]);
+}
+
+#[test]
+fn specs_of_values_are_spelt_and_refused() {
+    let spell = |text: &str| Spec::parse(Some(text), &Parts::default()).map(|spec| spec.to_string());
+    assert_eq!(spell("dense-4bit").unwrap(), "dense-mlx-4bit-g64");
+    assert_eq!(spell(&spell("dense-sym-int8").unwrap()).unwrap(), "dense-sym-int8-tensor");
+    for (text, why) in [
+        ("dense-", "empty spec"),
+        ("dense-source", "rounds nothing"),
+        ("dense-mlx-source", "rounds nothing"),
+        ("dense-dense-4bit", "neither a format nor a scheme"),
+    ] {
+        let error = spell(text).unwrap_err().to_string();
+        assert!(error.contains(why), "{text}: {error}");
+    }
+    let source = source::open(golden("llama_src").to_str().unwrap(), &Caches { hub: vec![] }).unwrap();
+    let error = planned(source.as_ref(), "4bit", &["lm_head=dense-8bit"]).unwrap_err().to_string();
+    assert!(error.contains("stores weights quantized"), "{error}");
+    let spec = Spec::parse(Some("dense-4bit"), &Parts::default()).unwrap();
+    let options = Options { shard_size: Some(1 << 20), ..Options::new(spec) };
+    let error = plan::build(source.as_ref(), &options).unwrap_err().to_string();
+    assert!(error.contains("--shard-size"), "{error}");
+}
+
+/// A survey over the whole tensor, through the engine: every tensor's values are multiples of one scale.
+#[test]
+fn a_tensors_one_scale_is_found_before_it_is_shown() {
+    let shown = files(&golden("llama_src"), "dense-sym-int8-tensor", &[]);
+    let original = tensors(&fs::read(golden("llama_src").join("model.safetensors")).unwrap());
+    let mut checked = 0;
+    for (name, (_, bytes)) in tensors(&shown["model.safetensors"]) {
+        let wide = |bytes: &[u8]| -> Vec<f32> {
+            bytes.chunks(2).map(|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect()
+        };
+        let (before, after) = (wide(&original[&name].1), wide(&bytes));
+        if before == after {
+            continue;
+        }
+        let scale = before.iter().fold(0f32, |most, w| most.max(w.abs())) / 127.0;
+        for (w, v) in before.iter().zip(&after) {
+            let exact = (w / scale).round_ties_even() * scale;
+            assert_eq!(*v, half::bf16::from_f32(exact).to_f32(), "{name}: {w}");
+        }
+        checked += 1;
+    }
+    assert!(checked > 10, "{checked}");
+}
