@@ -49,7 +49,7 @@ fn apart(source: &Path, dir: &Path) -> Result<(), Failure> {
 /// What keeps the view from being planned, read or written.
 pub fn run(args: &Export, out: &mut dyn Write) -> Result<(), Failure> {
     apart(Path::new(&args.source), &args.dir)?;
-    let view = offline::view(&args.source, &args.view.options()?, &caches(), args.threads)?;
+    let view = offline::view(&args.source, &args.view, &caches(), args.threads)?;
     let started = std::time::Instant::now();
     let bar = Bar::new("export");
     let written = bulk::export(&view, &args.dir, &bar)?;

@@ -9,7 +9,6 @@ use crate::{
     cli::{Failure, caches, options::ViewArgs, size},
     container::json,
     plan::{self, Plan, Row},
-    source,
 };
 
 /// Print what a view would show: per tensor what becomes of it and why, bytes before and after
@@ -36,12 +35,11 @@ pub struct Inspect {
 /// # Errors
 /// What keeps the view from being planned.
 pub fn run(args: &Inspect, out: &mut dyn Write) -> Result<(), Failure> {
-    let options = args.view.options()?;
     let path = Path::new(&args.path);
     if args.view.says_nothing() && path.is_dir() && is_quantized(path) {
         return quantized(args, path, out);
     }
-    let source = source::open(&args.path, &caches())?;
+    let (source, options) = args.view.open(&args.path, &caches())?;
     let plan = plan::build(source.as_ref(), &options)?;
     if args.json {
         writeln!(out, "{:#}", plan.to_json())?;

@@ -149,12 +149,11 @@ fn serve(args: &Mount, say: impl FnOnce(Ready) -> io::Result<()>) -> Result<(), 
 }
 
 fn plan_view(args: &Mount) -> Result<Arc<View>, Failure> {
-    let options = args.view.options()?;
     // The directory of the process changes later.
     let path = Path::new(&args.source);
     let name =
         if path.exists() { std::path::absolute(path)?.to_string_lossy().into_owned() } else { args.source.clone() };
-    let source: Arc<dyn source::Source> = source::open(&name, &caches())?.into();
+    let (source, options) = args.view.open(&name, &caches())?;
     let plan = plan::build(source.as_ref(), &options)?;
     let store = args.cache.cache_dir.as_ref().map(|dir| open_store(dir, args, &*source)).transpose()?;
     Ok(View::new(Arc::new(plan), source, Engine::with_store(args.cache.engine(), store)?))

@@ -3,9 +3,8 @@
 use std::sync::Arc;
 
 use crate::{
-    cli::Failure,
-    plan::{self, Options},
-    source,
+    cli::{Failure, options::ViewArgs},
+    plan, source,
     view::{Engine, View},
 };
 
@@ -18,7 +17,7 @@ const CACHE: usize = 256 << 20;
 /// What keeps the view from being planned.
 pub(super) fn view(
     name: &str,
-    options: &Options,
+    args: &ViewArgs,
     caches: &source::Caches,
     threads: Option<usize>,
 ) -> Result<Arc<View>, Failure> {
@@ -26,8 +25,8 @@ pub(super) fn view(
         // What reads the view must not take more than what encodes it.
         rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
     }
-    let source: Arc<dyn source::Source> = source::open(name, caches)?.into();
-    let plan = plan::build(source.as_ref(), options)?;
+    let (source, options) = args.open(name, caches)?;
+    let plan = plan::build(source.as_ref(), &options)?;
     let mut engine = crate::view::Options { cache_bytes: CACHE, ..Default::default() };
     if let Some(threads) = threads {
         engine.threads = threads;

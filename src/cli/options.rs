@@ -1,10 +1,13 @@
 //! From what was typed about a view to what it means.
 
+use std::sync::Arc;
+
 use clap::Args;
 
 use crate::{
-    cli::size,
-    plan::{Error, Options, Parts, Rule, Spec},
+    cli::{Failure, size},
+    plan::{Adapter, Error, Options, Override, Parts, Rename, Rule, Spec},
+    source::{self, Caches, Joined, Source},
     tensor::Float,
 };
 
@@ -46,6 +49,18 @@ pub struct ViewArgs {
     /// Show full-precision twins that are hidden otherwise, `*.bin` say (repeatable)
     #[arg(long, value_name = "PATTERN")]
     pub show: Vec<String>,
+    /// Replace tensors by those of the same names in this file (or directory) of .safetensors (repeatable; the last
+    /// one wins)
+    #[arg(long = "override", value_name = "FILE")]
+    pub overrides: Vec<String>,
+    /// Merge an adapter on read, before anything is quantized: a PEFT directory, or a LoRA in one .safetensors file,
+    /// times SCALE (repeatable; they add up) [default SCALE: 1]
+    #[arg(long = "lora", value_name = "ADAPTER[:SCALE]")]
+    pub loras: Vec<String>,
+    /// Show tensors under other names, for loaders that call them otherwise: stars of the replacement are
+    /// what the pattern's stars stand for (repeatable; applied in order)
+    #[arg(long = "rename", value_name = "PATTERN=REPLACEMENT")]
+    pub renames: Vec<String>,
 }
 
 impl ViewArgs {
@@ -55,7 +70,29 @@ impl ViewArgs {
         *self == Self::default()
     }
 
-    /// What the arguments mean.
+    /// Opens a source with what lies beside it, and says what the arguments mean.
+    ///
+    /// # Errors
+    /// A word that is unknown or contradicts another; a source, override or adapter that is not there.
+    pub fn open(&self, name: &str, caches: &Caches) -> Result<(Arc<dyn Source>, Options), Failure> {
+        let mut options = self.options()?;
+        let base = source::open(name, caches)?;
+        if self.overrides.is_empty() && self.loras.is_empty() {
+            return Ok((base.into(), options));
+        }
+        let adapters: Vec<(&str, f32)> = self.loras.iter().map(|text| scaled(text)).collect::<Result<_, _>>()?;
+        let paths = self.overrides.iter().map(String::as_str).chain(adapters.iter().map(|(path, _)| *path));
+        let beside = paths.map(|path| source::open(path, caches)).collect::<Result<Vec<_>, _>>()?;
+        let (joined, mut files) = Joined::new(base, beside)?;
+        let files_of_adapters = files.split_off(self.overrides.len());
+        let overrides = self.overrides.iter().cloned().zip(files);
+        options.overrides = overrides.map(|(text, files)| Override { text, files }).collect();
+        let of = self.loras.iter().cloned().zip(adapters).zip(files_of_adapters);
+        options.adapters = of.map(|((text, (_, scale)), files)| Adapter { text, files, scale }).collect();
+        Ok((Arc::new(joined), options))
+    }
+
+    /// What the arguments mean, but for what lies beside a source.
     ///
     /// # Errors
     /// A word that is unknown or contradicts another.
@@ -74,7 +111,18 @@ impl ViewArgs {
             None | Some("source") => None,
             Some(text) => Some(size::parse(text).map_err(|why| Error::Spec(format!("--shard-size {text}: {why}")))?),
         };
-        Ok(Options { spec, rules, dtype, shard_size, show: self.show.clone() })
+        let renames = self.renames.iter().map(|text| Rename::parse(text)).collect::<Result<_, _>>()?;
+        Ok(Options { rules, dtype, shard_size, show: self.show.clone(), renames, ..Options::new(spec) })
+    }
+}
+
+/// `ADAPTER` or `ADAPTER:SCALE`: what stands behind the last colon is a scale where it is a number.
+fn scaled(text: &str) -> Result<(&str, f32), Error> {
+    let Some((adapter, scale)) = text.rsplit_once(':') else { return Ok((text, 1.0)) };
+    match scale.parse::<f32>() {
+        Ok(scale) if scale.is_finite() && !adapter.is_empty() => Ok((adapter, scale)),
+        Ok(_) => Err(Error::Spec(format!("--lora {text}: ADAPTER:SCALE has a name and a finite number"))),
+        Err(_) => Ok((text, 1.0)),
     }
 }
 

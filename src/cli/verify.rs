@@ -7,7 +7,6 @@ use clap::Args;
 use crate::{
     bulk::{self, Audit, Comparison, TensorComparison},
     cli::{Failure, caches, offline, options::ViewArgs, progress::Bar},
-    plan::Options,
 };
 
 /// Audit a quantized directory: every tensor present, shapes, finite scales; with a source, every byte
@@ -46,7 +45,7 @@ pub fn run(args: &Verify, out: &mut dyn Write) -> Result<(), Failure> {
     bar.finish();
     let (mut comparison, mut tensors) = (None, None);
     if let Some(source) = &args.against {
-        let view = offline::view(source, &options(args)?, &caches(), args.threads)?;
+        let view = offline::view(source, &asked(args)?, &caches(), args.threads)?;
         let bar = Bar::new("compare");
         if args.tensors {
             tensors = Some(bulk::compare_tensors(&view, &args.dir, &bar)?);
@@ -73,7 +72,7 @@ pub fn run(args: &Verify, out: &mut dyn Write) -> Result<(), Failure> {
 }
 
 /// What was typed; where nothing was, what the directory's manifest says it is.
-fn options(args: &Verify) -> Result<Options, Failure> {
+fn asked(args: &Verify) -> Result<ViewArgs, Failure> {
     let mut view = args.view.clone();
     if view.says_nothing() {
         let path = args.dir.join("quantization.json");
@@ -88,7 +87,7 @@ fn options(args: &Verify) -> Result<Options, Failure> {
             }
         }
     }
-    Ok(view.options()?)
+    Ok(view)
 }
 
 fn tell_audit(audit: &Audit, out: &mut dyn Write) -> std::io::Result<()> {

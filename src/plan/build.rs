@@ -1,17 +1,18 @@
 //! From a source and options to a plan.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use serde_json::Value;
 
 use crate::{
     plan::{
-        Content, Error, File, Options, Plan, Planned, Row,
+        Content, Error, File, Options, Plan, Planned, Row, adapters,
         decide::{Decider, Decision},
         dense,
         layout::{self, Output, Unit},
-        origin,
-        snapshot::{self, Set, Snapshot},
+        origin, overrides,
+        rename::Renames,
+        snapshot::{self, Place, Set, Snapshot},
         survey,
     },
     quant::{
@@ -29,10 +30,19 @@ use crate::{
 /// # Errors
 /// What cannot be shown, with the file, tensor or option and what to do.
 pub fn build(source: &dyn Source, options: &Options) -> Result<Plan, Error> {
-    let snapshot = snapshot::read(source, &options.show)?;
+    let mut snapshot = snapshot::read(source, &options.show)?;
+    let mut plan = Plan::new(source, options);
+    overrides::apply(source, &mut snapshot, &options.overrides, &mut plan.warnings)?;
+    adapters::apply(source, &mut snapshot, &options.adapters, &mut plan.warnings)?;
     let mut decider = Decider::new(&options.spec, &options.rules)?;
-    let mut builder =
-        Builder { source, options, plan: Plan::new(source, options), layers: vec![], patched: BTreeMap::new() };
+    let mut builder = Builder {
+        source,
+        options,
+        plan,
+        layers: vec![],
+        patched: BTreeMap::new(),
+        renames: Renames::new(&options.renames),
+    };
     let mut by_size: Vec<&Set> = snapshot.sets.iter().collect();
     // Where several sets share a directory, its config.json speaks of the largest.
     by_size.sort_by_key(|s| std::cmp::Reverse(s.places.iter().map(|p| p.range.end - p.range.start).sum::<u64>()));
@@ -40,6 +50,7 @@ pub fn build(source: &dyn Source, options: &Options) -> Result<Plan, Error> {
         builder.add(set, &mut decider)?;
     }
     decider.check_rules()?;
+    builder.renames.check()?;
     builder.finish(&snapshot, decider.default_scheme().map(|s| s.facts()))
 }
 
@@ -50,6 +61,7 @@ struct Builder<'a> {
     layers: Vec<manifest::Layer>,
     /// Files of the source that the view shows otherwise, or not at all where there is no content.
     patched: BTreeMap<String, Option<File>>,
+    renames: Renames<'a>,
 }
 
 impl Builder<'_> {
@@ -71,12 +83,15 @@ impl Builder<'_> {
         let mut units = vec![];
         let mut decisions = vec![];
         let first = self.plan.weights.len();
-        for tensor in &arrangement.tensors {
-            let decision = decider.decide(&component, tensor)?;
+        let mut arrangement = arrangement;
+        for tensor in &mut arrangement.tensors {
+            let mut decision = decider.decide(&component, tensor)?;
+            self.rename(tensor, &mut decision)?;
             units.push(self.unit(set, tensor, &decision)?);
             self.report(set, tensor, &decision, units.last().map_or(0, Unit::len));
             decisions.push(decision);
         }
+        self.distinct(set, &arrangement)?;
         survey::plan(&mut self.plan, first, dialect);
         let metadata = |source: &[(String, String)]| dialect.metadata(&component, source);
         let laid = layout::lay(self.source, set, &metadata, &units, self.options.shard_size)?;
@@ -100,21 +115,38 @@ impl Builder<'_> {
         let decide = |tensor| decider.decide(component, tensor);
         let decisions = arrangement.tensors.iter().map(decide).collect::<Result<Vec<_>, _>>()?;
         let first = self.plan.weights.len();
-        if self.options.shard_size.is_some() {
-            let why = "keeps the source's files as they are cut; leave --shard-size out";
-            return Err(Error::spec(format!("{}: a dense view {why}", self.options.spec)));
+        let options = self.options;
+        let flags = [("--shard-size", options.shard_size.is_some()), ("--rename", !options.renames.is_empty())];
+        if let Some((flag, _)) = flags.into_iter().find(|(_, given)| *given) {
+            let why = "keeps the names and sizes of the source; leave it out";
+            return Err(Error::spec(format!("{flag}: {} {why}", options.spec)));
         }
         let mut replaced = vec![];
         for (number, shown) in dense::shown(set, &arrangement.tensors, &decisions).into_iter().enumerate() {
             let info = &set.tensors[number];
-            let bytes = info.byte_len().unwrap_or(0) as u64;
+            let place = &set.places[number];
+            let bytes = place.range.end - place.range.start;
+            if info.byte_len().map(|len| len as u64) != Some(bytes) {
+                return Err(Error::refused(format!(
+                    "tensor {}: what overrides it is {}, and a dense view keeps the sizes of the snapshot",
+                    info.name, info.dtype
+                )));
+            }
+            let same = Arranged { info: info.clone(), from: vec![Slice::whole(number, info)], plus_one: false };
             let (becomes, why) = match shown {
-                Err(why) => ("kept".to_owned(), why),
+                Err(why) => {
+                    let plain = Decision { stored: None, why: why.clone() };
+                    if !place.is_own(set) {
+                        let mut outputs = self.unit(set, &same, &plain)?.outputs.into_iter().flat_map(|o| o.contents);
+                        replaced.extend(outputs.next().map(|(content, _)| (number, content)));
+                    }
+                    ("kept".to_owned(), why)
+                }
                 Ok(shown) => {
-                    let same = Arranged { info: info.clone(), from: vec![Slice::whole(number, info)], plus_one: false };
                     let from = origin::origin(set, &same)?;
-                    replaced.push((number, u32::try_from(self.plan.weights.len()).unwrap_or(u32::MAX)));
-                    self.weigh(origin::planned(self.source, shown.weight, from, shown.scheme, shown.parts))?;
+                    let planned = origin::planned(self.source, shown.weight, from, shown.scheme, shown.parts);
+                    let mut outputs = self.weigh(planned)?.into_iter().flat_map(|output| output.contents);
+                    replaced.extend(outputs.next().map(|(content, _)| (number, content)));
                     (shown.spec.to_string(), shown.why)
                 }
             };
@@ -135,6 +167,40 @@ impl Builder<'_> {
         Ok(())
     }
 
+    /// Refuses renames that give two tensors the same name.
+    fn distinct(&self, set: &Set, arrangement: &Arrangement) -> Result<(), Error> {
+        let mut seen = HashSet::new();
+        match arrangement.tensors.iter().find(|tensor| !seen.insert(&tensor.info.name)) {
+            None => Ok(()),
+            Some(twice) => Err(Error::spec(format!(
+                "--rename: two tensors of {} would have the same name, {}",
+                self.place_of(set),
+                twice.info.name
+            ))),
+        }
+    }
+
+    /// Gives a tensor the name that was asked for.
+    fn rename(&mut self, tensor: &mut Arranged, decision: &mut Decision) -> Result<(), Error> {
+        let name = self.renames.apply(&tensor.info.name);
+        if name == tensor.info.name {
+            return Ok(());
+        }
+        if let Some(stored) = &mut decision.stored {
+            let stem = name.strip_suffix(".weight").filter(|stem| !stem.is_empty());
+            let stem = stem.ok_or_else(|| {
+                let why = "the names of quantized weights end in .weight";
+                Error::spec(format!("--rename: {} would be {name}; {why}", tensor.info.name))
+            })?;
+            stem.clone_into(&mut stored.weight.stem);
+        }
+        if name.is_empty() {
+            return Err(Error::spec(format!("--rename: {} would have no name", tensor.info.name)));
+        }
+        tensor.info.name = name;
+        Ok(())
+    }
+
     /// The set as messages call it: its directory, and its stem where that is not the usual one.
     fn place_of(&self, set: &Set) -> String {
         let dir = if set.dir.is_empty() { String::new() } else { format!("/{}", set.dir) };
@@ -148,7 +214,8 @@ impl Builder<'_> {
             return Ok(nothing(tensor));
         };
         let place = &set.places[first.tensor];
-        let at_home = tensor.from.iter().all(|s| set.places[s.tensor].shard == place.shard);
+        let own = |p: &Place| p.shard == place.shard && p.is_own(set);
+        let at_home = tensor.from.iter().all(|s| own(&set.places[s.tensor]));
         let unit = |outputs, as_is| Unit { home: place.shard, offset: place.range.start, as_is, at_home, outputs };
         if let Some(stored) = &decision.stored {
             let from = origin::origin(set, tensor)?;
@@ -163,7 +230,7 @@ impl Builder<'_> {
             as u64;
         if let Some(runs) = origin::runs(set, tensor) {
             let contents = runs.into_iter().map(|(file, offset, n)| (Content::Source { file, offset }, n)).collect();
-            let as_is = tensor.from.len() == 1 && set.tensors[first.tensor] == tensor.info;
+            let as_is = tensor.from.len() == 1 && set.tensors[first.tensor] == tensor.info && place.is_own(set);
             return Ok(unit(vec![Output { info: tensor.info.clone(), len, contents }], as_is));
         }
         let from = origin::origin(set, tensor)?;

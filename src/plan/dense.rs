@@ -89,18 +89,21 @@ fn goes_by_rows(scheme: &dyn Scheme, weight: &Weight, set: &Set, slice: &Slice) 
     weight.cols() == cols && whole_rows && alone
 }
 
-/// The files of a set in which the tensors of some places are weights of the plan.
-pub(crate) fn lay(source: &dyn Source, set: &Set, replaced: &[(usize, u32)]) -> Vec<File> {
+/// The files of a set in which some tensors have another content.
+pub(crate) fn lay(source: &dyn Source, set: &Set, replaced: &[(usize, Content)]) -> Vec<File> {
     let file = |(number, shard): (usize, &super::snapshot::Shard)| {
-        let mut cuts: Vec<(&Place, u32)> = replaced.iter().map(|(t, weight)| (&set.places[*t], *weight)).collect();
+        let mut cuts: Vec<(&Place, &Content)> =
+            replaced.iter().map(|(t, content)| (&set.places[*t], content)).collect();
         cuts.retain(|(place, _)| place.shard == number && !place.range.is_empty());
         cuts.sort_by_key(|(place, _)| place.range.start);
-        patched(source, shard.file, &cuts)
+        let mut file = patched(source, shard.file, &cuts);
+        file.modified = if cuts.is_empty() { file.modified } else { layout::newest(source, set.files()) };
+        file
     };
     set.shards.iter().enumerate().map(file).collect()
 }
 
-fn patched(source: &dyn Source, file: FileId, cuts: &[(&Place, u32)]) -> File {
+fn patched(source: &dyn Source, file: FileId, cuts: &[(&Place, &Content)]) -> File {
     let entry = source.entry(file);
     let mut whole = layout::whole(source, file, entry.path.clone());
     if cuts.is_empty() {
@@ -113,10 +116,9 @@ fn patched(source: &dyn Source, file: FileId, cuts: &[(&Place, u32)]) -> File {
             extents.push(Extent { start: from, content: Content::Source { file, offset: from } });
         }
     };
-    for (place, weight) in cuts {
+    for (place, content) in cuts {
         as_it_is(at, place.range.start, &mut whole.extents);
-        let content = Content::Part { weight: *weight, part: 0 };
-        whole.extents.push(Extent { start: place.range.start, content });
+        whole.extents.push(Extent { start: place.range.start, content: (*content).clone() });
         at = place.range.end;
     }
     as_it_is(at, whole.len, &mut whole.extents);

@@ -44,6 +44,18 @@ pub(super) fn weight(
             number(hash, count as u64);
         }
     }
+    for delta in &origin.deltas {
+        for factor in [&delta.up, &delta.down] {
+            identify(hash, factor.file);
+            number(hash, factor.offset);
+            hash.update(&[factor.float as u8]);
+        }
+        for count in [delta.piece, delta.rows, delta.cols, delta.rank] {
+            number(hash, count as u64);
+        }
+        number(hash, delta.start);
+        number(hash, u64::from(delta.scale.to_bits()));
+    }
 }
 
 impl Plan {

@@ -83,7 +83,7 @@ pub(crate) fn lay(
         Some(limit) => fresh(set, units, limit),
         None => mirrored(source, set, units),
     };
-    let newest = newest(source, set.shards.iter().map(|s| s.file));
+    let newest = newest(source, set.files());
     let mut laid = Laid { files: vec![], names: vec![String::new(); units.len()], rewritten: false };
     for group in groups {
         for &unit in &group.units {

@@ -5,6 +5,7 @@
 //!
 //! Knows sources and formats; knows no cache, no FUSE, and reads nothing but headers and JSON.
 
+mod adapters;
 mod build;
 mod decide;
 mod dense;
@@ -12,6 +13,8 @@ mod digest;
 mod error;
 mod layout;
 mod origin;
+mod overrides;
+mod rename;
 mod report;
 mod rules;
 mod snapshot;
@@ -26,8 +29,11 @@ use crate::{
     tensor::Float,
 };
 
+pub use adapters::Adapter;
 pub use build::build;
 pub use error::Error;
+pub use overrides::Override;
+pub use rename::Rename;
 pub use report::{Row, Totals};
 pub use rules::Rule;
 pub use spec::{Parts, Spec};
@@ -45,13 +51,28 @@ pub struct Options {
     pub shard_size: Option<u64>,
     /// Globs of full-precision twins that are shown all the same.
     pub show: Vec<String>,
+    /// What lies beside the source's tree and whose tensors replace the snapshot's of the same names; the last one wins.
+    pub overrides: Vec<Override>,
+    /// What is added to tensors, in this order.
+    pub adapters: Vec<Adapter>,
+    /// New names of the view's tensors; all apply, one after the other.
+    pub renames: Vec<Rename>,
 }
 
 impl Options {
     /// A spec and nothing else.
     #[must_use]
     pub fn new(spec: Spec) -> Self {
-        Self { spec, rules: vec![], dtype: None, shard_size: None, show: vec![] }
+        Self {
+            spec,
+            rules: vec![],
+            dtype: None,
+            shard_size: None,
+            show: vec![],
+            overrides: vec![],
+            adapters: vec![],
+            renames: vec![],
+        }
     }
 
     /// As the flags of the command line would say it, without what is left at its default.
@@ -69,6 +90,15 @@ impl Options {
         }
         if !self.show.is_empty() {
             json["show"] = self.show.clone().into();
+        }
+        if !self.overrides.is_empty() {
+            json["overrides"] = self.overrides.iter().map(|o| o.text.as_str()).collect();
+        }
+        if !self.adapters.is_empty() {
+            json["loras"] = self.adapters.iter().map(|a| a.text.as_str()).collect();
+        }
+        if !self.renames.is_empty() {
+            json["renames"] = self.renames.iter().map(|r| r.text.as_str()).collect();
         }
         json
     }
@@ -211,8 +241,9 @@ impl Planned {
     }
 }
 
-/// Where the elements of a weight come from: pieces of source files, a cast, plus one.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Where the elements of a weight come from: pieces of source files, low-rank products added to them, a cast,
+/// plus one.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Origin {
     /// In element order; together they hold as many elements as the weight.
     pub pieces: Vec<Piece>,
@@ -222,6 +253,49 @@ pub struct Origin {
     pub float: Float,
     /// Whether one is added to every element, in the stored dtype, before the cast.
     pub plus_one: bool,
+    /// What adapters add, in the order in which they add up; the sum is rounded once, to the stored dtype.
+    pub deltas: Vec<Delta>,
+}
+
+impl Origin {
+    /// The files that the elements are made of; some more than once.
+    pub fn files(&self) -> impl Iterator<Item = FileId> {
+        let factors = self.deltas.iter().flat_map(|delta| [delta.up.file, delta.down.file]);
+        self.pieces.iter().map(|piece| piece.file).chain(factors)
+    }
+}
+
+/// A low-rank product that is added to the tensor that a piece is of: `W[n, k] += scale * sum_r up[n, r] * down[r, k]`
+/// in f32, the sum from the first r to the last, without fused steps.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Delta {
+    /// Index into [`Origin::pieces`].
+    pub piece: usize,
+    /// Offset of the tensor's first element in the piece's file.
+    pub start: u64,
+    /// First dimension of the tensor.
+    pub rows: usize,
+    /// Its elements of each row, all other dimensions together.
+    pub cols: usize,
+    /// Columns of `up`, rows of `down`.
+    pub rank: usize,
+    /// `[rows, rank]`
+    pub up: Factor,
+    /// `[rank, cols]`
+    pub down: Factor,
+    /// Of the product.
+    pub scale: f32,
+}
+
+/// A matrix of an adapter, row by row.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Factor {
+    /// The adapter's file.
+    pub file: FileId,
+    /// Offset of the first element.
+    pub offset: u64,
+    /// Type of the elements.
+    pub float: Float,
 }
 
 /// A regular run of elements of a source file. Strides are in bytes.

@@ -3,10 +3,13 @@
 use std::sync::Arc;
 
 use crate::{
-    plan::{Error, Origin, Piece, Planned, digest, snapshot::Set},
+    plan::{
+        Delta, Error, Origin, Piece, Planned, digest,
+        snapshot::{LowRank, Place, Set},
+    },
     quant::{Axis, Banding, Part, Scheme, Weight, dialect::Arranged},
     source::{FileId, Source, Version},
-    tensor::Float,
+    tensor::{Float, TensorInfo},
 };
 
 /// Elements of a tile: 2 MiB of bf16 source. Large enough for few and sequential reads, small enough
@@ -22,6 +25,9 @@ pub(crate) fn runs(set: &Set, tensor: &Arranged) -> Option<Vec<(FileId, u64, u64
     for slice in &tensor.from {
         let info = &set.tensors[slice.tensor];
         let place = &set.places[slice.tensor];
+        if !place.deltas.is_empty() {
+            return None;
+        }
         let contiguous = slice.col_stride == 1 && (slice.rows == 1 || slice.row_stride == slice.cols);
         if info.dtype != tensor.info.dtype || !contiguous {
             return None;
@@ -31,8 +37,8 @@ pub(crate) fn runs(set: &Set, tensor: &Arranged) -> Option<Vec<(FileId, u64, u64
         if start % 8 != 0 || len % 8 != 0 {
             return None;
         }
-        let (start, len) = (place.range.start + u64::try_from(start / 8).ok()?, u64::try_from(len / 8).ok()?);
-        let file = set.shards[place.shard].file;
+        let (start, len) = (place.offset + u64::try_from(start / 8).ok()?, u64::try_from(len / 8).ok()?);
+        let file = place.file;
         match runs.last_mut() {
             Some((f, at, n)) if *f == file && *at + *n == start => *n += len,
             _ => runs.push((file, start, len)),
@@ -53,6 +59,7 @@ pub(crate) fn origin(set: &Set, tensor: &Arranged) -> Result<Origin, Error> {
         Float::of(target).ok_or_else(|| refuse(format!("{target} can be shown only as it lies in the source")))?;
     let mut stored = None;
     let mut pieces = Vec::with_capacity(tensor.from.len());
+    let mut deltas = vec![];
     for slice in &tensor.from {
         let info = &set.tensors[slice.tensor];
         let this = Float::of(info.dtype);
@@ -65,9 +72,10 @@ pub(crate) fn origin(set: &Set, tensor: &Arranged) -> Result<Origin, Error> {
         }
         let place = &set.places[slice.tensor];
         let size = this.size();
+        deltas.extend(place.deltas.iter().map(|low_rank| delta(pieces.len(), place, info, low_rank)));
         pieces.push(Piece {
-            file: set.shards[place.shard].file,
-            offset: place.range.start + (slice.start * size) as u64,
+            file: place.file,
+            offset: place.offset + (slice.start * size) as u64,
             rows: slice.rows,
             row_stride: slice.row_stride * size,
             cols: slice.cols,
@@ -75,7 +83,15 @@ pub(crate) fn origin(set: &Set, tensor: &Arranged) -> Result<Origin, Error> {
         });
     }
     let stored = stored.ok_or_else(|| refuse("it has no source".to_owned()))?;
-    Ok(Origin { pieces, stored, float, plus_one: tensor.plus_one })
+    Ok(Origin { pieces, stored, float, plus_one: tensor.plus_one, deltas })
+}
+
+/// What an adapter adds to the tensor that a piece is of.
+fn delta(piece: usize, place: &Place, info: &TensorInfo, of: &LowRank) -> Delta {
+    let rows = info.shape.first().copied().unwrap_or(1);
+    let cols = info.shape.iter().skip(1).product();
+    let (up, down) = (of.up.clone(), of.down.clone());
+    Delta { piece, start: place.offset, rows, cols, rank: of.rank, up, down, scale: of.scale }
 }
 
 /// A weight with its tiles and its cache key.

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::{
     container::{Malformed, index, json, safetensors},
-    plan::Error,
+    plan::{Error, Factor},
     source::{self, FileId, Source},
     tensor::{Dtype, TensorInfo},
 };
@@ -87,23 +87,52 @@ pub(crate) struct Shard {
     pub(crate) tensors: usize,
 }
 
-/// Where a tensor lies: the shard's number in its set and the byte range in the shard's file.
+/// Where a tensor lies: the shard's number in its set, the byte range there, and where its bytes come from.
 #[derive(Clone, Debug)]
 pub(crate) struct Place {
     pub(crate) shard: usize,
     pub(crate) range: Range<u64>,
+    /// The shard's file, or one that overrides it.
+    pub(crate) file: FileId,
+    /// Offset of the first byte in that file.
+    pub(crate) offset: u64,
+    /// What adapters add.
+    pub(crate) deltas: Vec<LowRank>,
+}
+
+/// A low-rank product that is added to a tensor.
+#[derive(Clone, Debug)]
+pub(crate) struct LowRank {
+    pub(crate) rank: usize,
+    pub(crate) up: Factor,
+    pub(crate) down: Factor,
+    pub(crate) scale: f32,
 }
 
 /// Sets in the making, by directory and stem: the index, where there is one, and the shards.
 type Sets = BTreeMap<(String, String), (Option<FileId>, Vec<Parsed>)>;
 
 /// A header as read, before it belongs to a set.
-struct Parsed {
-    file: FileId,
-    header: safetensors::Header,
+pub(crate) struct Parsed {
+    pub(crate) file: FileId,
+    pub(crate) header: safetensors::Header,
+}
+
+impl Place {
+    /// Whether its bytes are those of the shard.
+    pub(crate) fn is_own(&self, set: &Set) -> bool {
+        self.deltas.is_empty() && self.file == set.shards[self.shard].file
+    }
 }
 
 impl Set {
+    /// The files that its tensors are made of; some more than once.
+    pub(crate) fn files(&self) -> impl Iterator<Item = FileId> {
+        let factors = |place: &Place| place.deltas.iter().flat_map(|d| [d.up.file, d.down.file]).collect::<Vec<_>>();
+        let places = self.places.iter().flat_map(move |place| std::iter::once(place.file).chain(factors(place)));
+        self.shards.iter().map(|shard| shard.file).chain(places)
+    }
+
     /// `dir/name`, or the name alone at the root.
     pub(crate) fn path(&self, name: &str) -> String {
         join(&self.dir, name)
@@ -121,7 +150,7 @@ fn split(path: &str) -> (&str, &str) {
 /// Reads headers, indexes and configs. `show` lists globs of twins that are shown all the same.
 pub(crate) fn read(source: &dyn Source, show: &[String]) -> Result<Snapshot, Error> {
     let (visible, hidden) = visible_files(source, show)?;
-    if source.entries().is_empty() {
+    if source.tree() == 0 {
         return Err(Error::refused(format!(
             "{}: the directory is empty; a model directory with .safetensors files was expected",
             source.name()
@@ -163,7 +192,7 @@ fn visible_files(source: &dyn Source, show: &[String]) -> Result<(Vec<FileId>, V
     let twins = globs(TWINS.iter().copied())?;
     let shown = globs(show.iter().map(String::as_str))?;
     let (mut visible, mut hidden) = (vec![], vec![]);
-    for (i, entry) in source.entries().iter().enumerate() {
+    for (i, entry) in source.entries()[..source.tree()].iter().enumerate() {
         let id = FileId(
             u32::try_from(i).map_err(|_| Error::refused(format!("{}: more than 4 billion files", source.name())))?,
         );
@@ -175,7 +204,7 @@ fn visible_files(source: &dyn Source, show: &[String]) -> Result<(Vec<FileId>, V
     }
     for pattern in show {
         let one = globs([pattern.as_str()])?;
-        if !source.entries().iter().any(|e| one.is_match(&e.path)) {
+        if !source.entries()[..source.tree()].iter().any(|e| one.is_match(&e.path)) {
             return Err(Error::spec(format!("--show {pattern}: no file of {} matches", source.name())));
         }
     }
@@ -225,7 +254,7 @@ impl From<Malformed> for HeaderFault {
     }
 }
 
-fn read_header(source: &dyn Source, file: FileId) -> Result<Parsed, Error> {
+pub(crate) fn read_header(source: &dyn Source, file: FileId) -> Result<Parsed, Error> {
     let read_at = |offset, buf: &mut [u8]| source.read_exact_at(file, offset, buf).map_err(HeaderFault::Read);
     match safetensors::read(source.entry(file).len(), read_at) {
         Ok(header) => Ok(Parsed { file, header }),
@@ -234,7 +263,7 @@ fn read_header(source: &dyn Source, file: FileId) -> Result<Parsed, Error> {
     }
 }
 
-fn read_json(source: &dyn Source, file: FileId) -> Result<Value, Error> {
+pub(crate) fn read_json(source: &dyn Source, file: FileId) -> Result<Value, Error> {
     let bytes = read_small(source, file)?;
     json::parse(&bytes).map_err(|e| malformed(source, file, e))
 }
@@ -359,7 +388,8 @@ fn finish(
                 )));
             }
             tensors.push(tensor.info);
-            places.push(Place { shard: number, range: tensor.range });
+            let (file, offset) = (parsed.file, tensor.range.start);
+            places.push(Place { shard: number, range: tensor.range, file, offset, deltas: vec![] });
         }
     }
     Ok(Set { dir, stem, shards, tensors, places, index, config, generation_config })

@@ -9,6 +9,7 @@
 
 mod confine;
 mod hub;
+mod joined;
 mod local;
 
 use std::{
@@ -20,6 +21,7 @@ use std::{
 };
 
 pub use hub::Caches;
+pub use joined::Joined;
 pub use local::LocalDir;
 
 /// Index of a file in [`Source::entries`].
@@ -129,8 +131,14 @@ pub trait Source: Send + Sync + Debug {
         &[]
     }
 
-    /// All regular files, sorted by path. Fixed for the life of the source.
+    /// All regular files: those of its tree sorted by path, then what lies beside it. Fixed for the life of the
+    /// source.
     fn entries(&self) -> &[Entry];
+
+    /// How many of the entries are its tree.
+    fn tree(&self) -> usize {
+        self.entries().len()
+    }
 
     /// The entry of a file.
     ///
@@ -140,9 +148,9 @@ pub trait Source: Send + Sync + Debug {
         &self.entries()[id.0 as usize]
     }
 
-    /// The file of a path.
+    /// The file of a path of the tree.
     fn find(&self, path: &str) -> Option<FileId> {
-        let at = self.entries().binary_search_by(|e| e.path.as_str().cmp(path)).ok()?;
+        let at = self.entries()[..self.tree()].binary_search_by(|e| e.path.as_str().cmp(path)).ok()?;
         u32::try_from(at).ok().map(FileId)
     }
 

@@ -25,6 +25,7 @@ use super::{
     engine::PartKey,
     error::Failure,
     gather::{Gather, Reader, WINDOW},
+    merge,
 };
 
 /// The bytes of one tile, one entry a part of the weight; empty for constants.
@@ -85,9 +86,9 @@ fn dimensions(planned: &Planned, band: &Range<usize>) -> (usize, usize) {
     }
 }
 
-/// Whether elements are read as they lie, in long runs, and not picked out of a window.
+/// Whether elements are read as they lie, in long runs, and neither picked out of a window nor added to.
 fn is_straight(origin: &Origin) -> bool {
-    origin.pieces.iter().all(|p| p.col_stride == origin.stored.size() && p.rows == 1)
+    origin.deltas.is_empty() && origin.pieces.iter().all(|p| p.col_stride == origin.stored.size() && p.rows == 1)
 }
 
 /// Length of a stretch along the axis. Elements that are picked are read once a tile.
@@ -116,7 +117,10 @@ pub(super) fn cost(planned: &Planned, tile: u32) -> usize {
     let origin = &planned.origin;
     let cast = if is_cast(origin) { origin.float.size() } else { 0 };
     let window = if is_straight(origin) { 0 } else { WINDOW };
-    rows * cols * (origin.stored.size() + cast) + window + places(planned, &band).map(|part| part.len()).sum::<usize>()
+    rows * cols * (origin.stored.size() + cast)
+        + window
+        + merge::cost(origin)
+        + places(planned, &band).map(|part| part.len()).sum::<usize>()
 }
 
 /// The bytes of each part that a band makes.
@@ -225,7 +229,8 @@ impl Encoder<'_> {
         let Buffers { stored, window, .. } = buffers;
         stored.resize(count * planned.origin.stored.size(), 0);
         let mut gather = Gather { reader: &self.reader, origin: &planned.origin, weight: &planned.weight, window };
-        Ok(gather.band(planned.banding.axis, band, stored)?)
+        gather.band(planned.banding.axis, band.clone(), stored)?;
+        Ok(merge::merge(&self.reader, &planned.origin, &planned.weight, (planned.banding.axis, band), stored)?)
     }
 }
 

@@ -16,6 +16,7 @@ mod encode;
 mod engine;
 mod error;
 mod gather;
+mod merge;
 mod pool;
 mod read;
 mod segment;

@@ -269,7 +269,7 @@ fn sources(plan: &Plan, file: &File) -> Vec<FileId> {
             Content::Bytes(_) => {}
             Content::Source { file, .. } => all.push(*file),
             Content::Part { weight, .. } => {
-                all.extend(plan.sources_of(*weight).flat_map(|of| &of.origin.pieces).map(|piece| piece.file));
+                all.extend(plan.sources_of(*weight).flat_map(|of| of.origin.files()));
             }
         }
     }

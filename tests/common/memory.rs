@@ -12,7 +12,7 @@ use std::{
 
 use quantfs::{
     kernel::{Cast, available},
-    plan::{Content, Extent, File, Origin, Piece, Plan, Planned},
+    plan::{Content, Delta, Extent, Factor, File, Origin, Piece, Plan, Planned},
     quant::{self, Axis, Banding, Facts, Part, Scheme, Unsupported, Weight},
     source::{Entry, Error, FileId, Source, Version},
     tensor::{Dtype, Float, Rows},
@@ -225,7 +225,7 @@ pub(crate) fn run(file: u32, offset: u64, count: usize, size: usize) -> Piece {
 
 /// An origin without cast.
 pub(crate) fn plain(pieces: Vec<Piece>, float: Float) -> Origin {
-    Origin { pieces, stored: float, float, plus_one: false }
+    Origin { pieces, stored: float, float, plus_one: false, deltas: vec![] }
 }
 
 /// Appends to a file of a plan.
@@ -275,15 +275,50 @@ fn elements(source: &Memory, origin: &Origin) -> Vec<u8> {
     // The reference table, which tests of its own compare with MLX.
     let scalar = available()[0];
     let job = Cast { from: origin.stored, to: origin.float, plus_one: origin.plus_one };
-    for piece in &origin.pieces {
+    for (number, piece) in origin.pieces.iter().enumerate() {
+        let deltas: Vec<&Delta> = origin.deltas.iter().filter(|delta| delta.piece == number).collect();
         for (row, col) in (0..piece.rows).flat_map(|r| (0..piece.cols).map(move |c| (r, c))) {
             let at = usize::try_from(piece.offset).unwrap() + row * piece.row_stride + col * piece.col_stride;
-            let raw = &source.files[piece.file.0 as usize][at..at + size];
+            let own = &source.files[piece.file.0 as usize][at..at + size];
+            let merged = merged(source, origin.stored, &deltas, at, own);
+            let raw = if deltas.is_empty() { own } else { &merged };
             let start = out.len();
             out.resize(start + origin.float.size(), 0);
             scalar.cast(&job, raw, &mut out[start..]);
         }
     }
+    out
+}
+
+/// One number of a file.
+fn number(source: &Memory, float: Float, file: FileId, at: usize) -> f32 {
+    let mut wide = [0; 4];
+    let bytes = &source.files[file.0 as usize][at..at + float.size()];
+    available()[0].cast(&Cast { from: float, to: Float::F32, plus_one: false }, bytes, &mut wide);
+    f32::from_le_bytes(wide)
+}
+
+/// An element, which lies at `at` in its file, and what is added to it, by the definition of a delta.
+fn merged(source: &Memory, stored: Float, deltas: &[&Delta], at: usize, own: &[u8]) -> Vec<u8> {
+    let mut wide = [0; 4];
+    available()[0].cast(&Cast { from: stored, to: Float::F32, plus_one: false }, own, &mut wide);
+    let mut sum = f32::from_le_bytes(wide);
+    for delta in deltas {
+        let element = (at - usize::try_from(delta.start).unwrap()) / stored.size();
+        let (n, k) = (element / delta.cols, element % delta.cols);
+        assert!(n < delta.rows);
+        let of = |factor: &Factor, element: usize| {
+            let at = usize::try_from(factor.offset).unwrap() + element * factor.float.size();
+            number(source, factor.float, factor.file, at)
+        };
+        let mut product = 0f32;
+        for r in 0..delta.rank {
+            product += of(&delta.up, n * delta.rank + r) * of(&delta.down, r * delta.cols + k);
+        }
+        sum += delta.scale * product;
+    }
+    let mut out = vec![0; stored.size()];
+    available()[0].cast(&Cast { from: Float::F32, to: stored, plus_one: false }, &sum.to_le_bytes(), &mut out);
     out
 }
 

@@ -28,6 +28,7 @@ mod models;
 mod mount;
 mod nbits;
 mod operators;
+mod overlays;
 mod plan;
 #[cfg(feature = "cli")]
 mod readme;

@@ -13,7 +13,7 @@ use std::{
 
 use proptest::prelude::*;
 use quantfs::{
-    plan::{Origin, Piece, Plan, Planned},
+    plan::{Delta, Factor, Origin, Piece, Plan, Planned},
     quant::Axis,
     source::{Entry, Error, FileId, Source, Version},
     tensor::Float,
@@ -74,7 +74,7 @@ fn any_weight(random: &mut Random, name: &str, files: &[Vec<u8>]) -> Planned {
         left -= piece.rows * piece.cols;
         pieces.push(piece);
     }
-    let origin = Origin { pieces, stored, float, plus_one: random.of(0..4) == 0 };
+    let origin = Origin { pieces, stored, float, plus_one: random.of(0..4) == 0, deltas: vec![] };
     let scheme = Toy::new(axis, random.of(1..9));
     planned(name, vec![rows, cols], origin, scheme, random.of(1..6))
 }
@@ -97,6 +97,54 @@ fn any_piece(random: &mut Random, left: usize, width: usize, size: usize, files:
     };
     let offset = random.of(0..room + 1) as u64;
     Piece { file: FileId(u32::try_from(file).unwrap()), offset, rows, row_stride, cols, col_stride }
+}
+
+/// What an adapter might add to the tensor that a piece is of: a tensor of any width around it, factors of any float.
+fn any_delta(random: &mut Random, number: usize, piece: &Piece, size: usize, factors: &mut Vec<u8>) -> Delta {
+    let before = usize::try_from(piece.offset).unwrap() / size;
+    let start = piece.offset - (random.of(0..before + 1) * size) as u64;
+    let last = piece.offset + ((piece.rows - 1) * piece.row_stride + (piece.cols - 1) * piece.col_stride) as u64;
+    let cols = random.of(1..100);
+    let rows = usize::try_from(last - start).unwrap() / size / cols + 1;
+    let rank = random.of(1..5);
+    let mut factor = |elements: usize| {
+        let float = random.pick(&Float::ALL);
+        let offset = factors.len() as u64;
+        for _ in 0..elements {
+            let value = random.of(0..2000) as f32 / 1000.0 - 1.0;
+            match float {
+                Float::Bf16 => factors.extend(half::bf16::from_f32(value).to_le_bytes()),
+                Float::F16 => factors.extend(half::f16::from_f32(value).to_le_bytes()),
+                Float::F32 => factors.extend(value.to_le_bytes()),
+            }
+        }
+        Factor { file: FileId(1), offset, float }
+    };
+    let (up, down) = (factor(rows * rank), factor(rank * cols));
+    Delta { piece: number, start, rows, cols, rank, up, down, scale: random.of(1..9) as f32 / 4.0 }
+}
+
+/// Whatever the pieces, the bands and the tiles, an element gets what the definition says.
+#[test]
+fn low_rank_products_are_added_however_a_weight_is_cut() {
+    for seed in 0..150 {
+        let mut random = Random::new(seed);
+        let elements = random.bytes(20_000);
+        let mut factors = vec![];
+        let mut weight = any_weight(&mut random, "w", std::slice::from_ref(&elements));
+        let origin = &mut weight.origin;
+        for _ in 0..random.of(1..4) {
+            let number = random.of(0..origin.pieces.len());
+            let piece = &origin.pieces[number];
+            origin.deltas.push(any_delta(&mut random, number, piece, origin.stored.size(), &mut factors));
+        }
+        let source = Arc::new(Memory::new(vec![elements, factors]));
+        let file = Layout::new("f").weight(0, &weight).file;
+        let plan = Plan { files: vec![file], weights: vec![weight], ..Plan::default() };
+        let expected = materialize(&plan, &source);
+        let view = serve(plan, &source, options());
+        assert!(read(&view, 0, 0, expected[0].len()).unwrap() == expected[0], "seed {seed}");
+    }
 }
 
 fn any_plan(random: &mut Random, source: &Memory) -> Plan {
@@ -177,7 +225,13 @@ fn tiles_are_made_in_stretches() {
         [(Axis::Flat, 7), (Axis::Flat, 100_000), (Axis::Rows, 3), (Axis::Rows, 65), (Axis::Columns, 9)]
     {
         for pieces in [&whole, &cut] {
-            let origin = Origin { pieces: pieces.clone(), stored: Float::F32, float: Float::Bf16, plus_one: true };
+            let origin = Origin {
+                pieces: pieces.clone(),
+                stored: Float::F32,
+                float: Float::Bf16,
+                plus_one: true,
+                deltas: vec![],
+            };
             let extent = if axis == Axis::Flat { 1000 * 1021 } else { 1000 };
             let weight = planned("w", vec![1000, 1021], origin, Toy::new(axis, granule), extent / granule / 2 + 1);
             let file = Layout::new("f").weight(0, &weight).file;

@@ -142,8 +142,7 @@ impl<'a> Bench<'a> {
         let tiled = |file: &plan::File| file.extents.iter().any(|e| matches!(e.content, Content::Part { .. }));
         let outputs: Vec<(usize, String)> =
             plan.files.iter().enumerate().filter(|(_, f)| tiled(f)).map(|(i, f)| (i, f.path.clone())).collect();
-        let inputs: BTreeSet<u32> =
-            plan.weights.iter().flat_map(|w| &w.origin.pieces).map(|piece| piece.file.0).collect();
+        let inputs: BTreeSet<u32> = plan.weights.iter().flat_map(|w| w.origin.files()).map(|file| file.0).collect();
         let open = |file: u32| source.local_file(FileId(file)).map(File::from);
         let inputs: Option<Vec<File>> = inputs.into_iter().map(open).collect();
         let inputs = inputs.ok_or_else(|| Failure::refused("the source has no local files to compare with"))?;

@@ -1,0 +1,263 @@
+//! Adapters: low-rank products that are added to the snapshot's tensors, in the layouts of PEFT, diffusers and kohya.
+//!
+//! An adapter is a `.safetensors` file, or a directory that has one and PEFT's `adapter_config.json`. A module's factors are
+//! `lora_A` and `lora_B` (PEFT, diffusers) or `lora_down` and `lora_up` (kohya), its product is scaled by
+//! `alpha / rank` and by what the user asks for. Whole tensors that PEFT saved beside them (`modules_to_save`) replace
+//! the snapshot's. Only headers, the config and one-element `alpha` tensors are read.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use crate::{
+    container::safetensors::Tensor,
+    kernel::{Cast, kernels},
+    plan::{
+        Error, Factor,
+        overrides::{Names, listed},
+        snapshot::{self, LowRank, Snapshot},
+    },
+    source::{FileId, Source},
+    tensor::Float,
+};
+
+/// What `--lora ADAPTER[:SCALE]` asks for.
+#[derive(Clone, Debug)]
+pub struct Adapter {
+    /// As typed.
+    pub text: String,
+    /// The files of the adapter.
+    pub files: Vec<FileId>,
+    /// Factor of the user's.
+    pub scale: f32,
+}
+
+/// Prefixes that trainers put before the names of modules, and that are no part of them.
+const PREFIXES: [&str; 6] =
+    ["base_model.model.", "base_model.", "diffusion_model.", "model.diffusion_model.", "lora_unet_", "lora_te_"];
+
+/// Names of the two factors, as suffixes of a module's name: down and up.
+const FACTORS: [(&str, &str); 4] = [
+    (".lora_A.weight", ".lora_B.weight"),
+    (".lora_A.default.weight", ".lora_B.default.weight"),
+    (".lora_down.weight", ".lora_up.weight"),
+    (".lora.down.weight", ".lora.up.weight"),
+];
+
+/// Parts of names of what no product of two factors is.
+const UNKNOWN: [(&str, &str); 7] = [
+    ("lora_magnitude_vector", "DoRA rescales the rows of what it adds to"),
+    ("dora_scale", "DoRA rescales the rows of what it adds to"),
+    ("lora_embedding_", "embeddings are adapted by a transposed product"),
+    ("lora_mid", "a product of three factors"),
+    ("hada_w", "LoHa is an elementwise product"),
+    ("lokr_w", "LoKr is a Kronecker product"),
+    ("oft_", "OFT multiplies"),
+];
+
+/// One module of an adapter.
+#[derive(Debug, Default)]
+struct Module {
+    down: Option<(FileId, Tensor)>,
+    up: Option<(FileId, Tensor)>,
+    alpha: Option<f32>,
+}
+
+/// Adds what some adapters say to the tensors of a snapshot, in their order.
+///
+/// # Errors
+/// An adapter that adds to nothing, of another kind, or whose shapes do not fit.
+pub(crate) fn apply(
+    source: &dyn Source,
+    snapshot: &mut Snapshot,
+    adapters: &[Adapter],
+    warnings: &mut Vec<String>,
+) -> Result<(), Error> {
+    if adapters.is_empty() {
+        return Ok(());
+    }
+    let names = Names::of(snapshot);
+    let flat: BTreeMap<String, &str> =
+        names.all().filter_map(|name| Some((name.strip_suffix(".weight")?.replace(['.', '/'], "_"), name))).collect();
+    for adapter in adapters {
+        let refuse = |why: String| Error::refused(format!("--lora {}: {why}", adapter.text));
+        let config = config(source, adapter)?;
+        let (modules, whole) = modules(source, adapter)?;
+        let (mut matched, mut missing) = (0usize, vec![]);
+        for (name, module) in &modules {
+            let Some((set, number)) = place(&names, &flat, name).map_err(refuse)? else {
+                missing.push(name.clone());
+                continue;
+            };
+            let set = &mut snapshot.sets[set];
+            let low_rank =
+                low_rank(name, module, &set.tensors[number].shape, &config, adapter.scale).map_err(refuse)?;
+            if Float::of(set.tensors[number].dtype).is_none() {
+                return Err(refuse(format!("{name}: nothing can be added to {}", set.tensors[number].dtype)));
+            }
+            set.places[number].deltas.push(low_rank);
+            matched += 1;
+        }
+        for (file, tensor) in whole {
+            let name =
+                strip(&tensor.info.name).replace(".modules_to_save.default.", ".").replace(".modules_to_save.", ".");
+            let found = names.find(&name).map_err(refuse)?;
+            let fits = |(set, number): (usize, usize)| snapshot.sets[set].tensors[number].shape == tensor.info.shape;
+            let Some((set, number)) = found.filter(|at| fits(*at)) else {
+                missing.push(tensor.info.name);
+                continue;
+            };
+            let set = &mut snapshot.sets[set];
+            set.tensors[number].dtype = tensor.info.dtype;
+            (set.places[number].file, set.places[number].offset) = (file, tensor.range.start);
+            matched += 1;
+        }
+        if matched == 0 {
+            let why = "nothing of it belongs to a tensor of the snapshot";
+            return Err(refuse(format!("{why} ({}); is it for another model?", listed(&missing))));
+        }
+        if !missing.is_empty() {
+            warnings.push(format!(
+                "--lora {}: {matched} tensors are adapted; {} match nothing: {}",
+                adapter.text,
+                missing.len(),
+                listed(&missing)
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// `adapter_config.json`, null where there is none.
+fn config(source: &dyn Source, adapter: &Adapter) -> Result<Value, Error> {
+    let named = |file: &&FileId| source.entry(**file).path.ends_with("adapter_config.json");
+    let Some(file) = adapter.files.iter().find(named) else { return Ok(Value::Null) };
+    let config = snapshot::read_json(source, *file)?;
+    let refuse = |why: &str| Err(Error::refused(format!("--lora {}: {why}", adapter.text)));
+    let says = |key: &str| config.get(key).and_then(Value::as_bool).unwrap_or_default();
+    match config.get("peft_type").and_then(Value::as_str) {
+        Some(kind) if kind != "LORA" => refuse(&format!("adapter_config.json says {kind}; LORA alone is merged")),
+        _ if says("use_dora") => refuse("it is a DoRA, which rescales the rows of what it adds to"),
+        _ if says("fan_in_fan_out") => refuse("it is for transposed weights (fan_in_fan_out), which are not merged"),
+        _ => Ok(config),
+    }
+}
+
+/// Modules by name, and the tensors that are no factors.
+type Found = (BTreeMap<String, Module>, Vec<(FileId, Tensor)>);
+
+fn modules(source: &dyn Source, adapter: &Adapter) -> Result<Found, Error> {
+    let (mut found, mut whole) = (BTreeMap::<String, Module>::new(), vec![]);
+    let refuse = |why: String| Error::refused(format!("--lora {}: {why}", adapter.text));
+    let weights = adapter.files.iter().filter(|file| source.entry(**file).path.ends_with(".safetensors"));
+    for &file in weights {
+        for tensor in snapshot::read_header(source, file)?.header.tensors {
+            let name = tensor.info.name.clone();
+            if let Some((_, why)) = UNKNOWN.iter().find(|(part, _)| name.contains(part)) {
+                return Err(refuse(format!("tensor {name}: {why}, which is not merged")));
+            }
+            if let Some(module) = name.strip_suffix(".alpha") {
+                found.entry(strip(module).to_owned()).or_default().alpha = Some(alpha(source, file, &tensor)?);
+                continue;
+            }
+            let factor = FACTORS.iter().find_map(|(down, up)| {
+                let down = name.strip_suffix(down).map(|module| (module, true));
+                down.or_else(|| name.strip_suffix(up).map(|module| (module, false)))
+            });
+            match factor {
+                Some((module, true)) => found.entry(strip(module).to_owned()).or_default().down = Some((file, tensor)),
+                Some((module, false)) => found.entry(strip(module).to_owned()).or_default().up = Some((file, tensor)),
+                None => whole.push((file, tensor)),
+            }
+        }
+    }
+    if found.is_empty() && whole.is_empty() {
+        return Err(refuse("no .safetensors file with tensors in it".to_owned()));
+    }
+    Ok((found, whole))
+}
+
+/// The one element of an `alpha`.
+fn alpha(source: &dyn Source, file: FileId, tensor: &Tensor) -> Result<f32, Error> {
+    let name = &tensor.info.name;
+    let float = Float::of(tensor.info.dtype).filter(|_| tensor.info.elements() == Some(1));
+    let Some(float) = float else {
+        return Err(Error::refused(format!("{}: tensor {name} is no single number", source.entry(file).path)));
+    };
+    let (mut stored, mut wide) = (vec![0; float.size()], [0; 4]);
+    source.read_exact_at(file, tensor.range.start, &mut stored)?;
+    kernels().cast(&Cast { from: float, to: Float::F32, plus_one: false }, &stored, &mut wide);
+    Ok(f32::from_le_bytes(wide))
+}
+
+/// A name without what trainers put before it.
+fn strip(mut name: &str) -> &str {
+    while let Some(rest) = PREFIXES.iter().find_map(|prefix| name.strip_prefix(prefix)) {
+        name = rest;
+    }
+    name
+}
+
+/// The tensor that a module's product is added to. kohya writes all dots as underscores.
+fn place(names: &Names, flat: &BTreeMap<String, &str>, module: &str) -> Result<Option<(usize, usize)>, String> {
+    let whole = format!("{module}.weight");
+    let tries = [whole.clone(), format!("model.{whole}"), format!("transformer.{whole}"), format!("unet.{whole}")];
+    for name in tries {
+        if let Some(at) = names.find(&name)? {
+            return Ok(Some(at));
+        }
+    }
+    let flattened = module.replace('.', "_");
+    let candidates = [
+        flattened.clone(),
+        format!("model_{flattened}"),
+        format!("unet_{flattened}"),
+        format!("text_encoder_{flattened}"),
+    ];
+    match candidates.iter().find_map(|name| flat.get(name)) {
+        Some(name) => names.find(name),
+        None => Ok(None),
+    }
+}
+
+/// The product of a module, for a tensor of this shape.
+fn low_rank(name: &str, module: &Module, shape: &[usize], config: &Value, user: f32) -> Result<LowRank, String> {
+    let Module { down: Some((down_file, down)), up: Some((up_file, up)), alpha } = module else {
+        return Err(format!("{name}: one of its two factors is missing"));
+    };
+    let rank = down.info.shape.first().copied().unwrap_or(0);
+    let [Some(down_elements), Some(up_elements)] = [down, up].map(|t| t.info.elements()) else {
+        return Err(format!("{name}: its factors are larger than any memory"));
+    };
+    let rows = shape.first().copied().unwrap_or(1);
+    let cols: usize = shape.iter().skip(1).product();
+    let fits = rank > 0 && rank.checked_mul(cols) == Some(down_elements) && rank.checked_mul(rows) == Some(up_elements);
+    let last = up.info.shape.get(1).copied() == Some(rank) && up.info.shape.first() == Some(&rows);
+    if !fits || !last {
+        let (a, b) = (&down.info.shape, &up.info.shape);
+        return Err(format!("{name}: factors {a:?} and {b:?} do not make a product of shape {shape:?}"));
+    }
+    let float =
+        |t: &Tensor| Float::of(t.info.dtype).ok_or_else(|| format!("{name}: a factor of dtype {}", t.info.dtype));
+    Ok(LowRank {
+        rank,
+        up: Factor { file: *up_file, offset: up.range.start, float: float(up)? },
+        down: Factor { file: *down_file, offset: down.range.start, float: float(down)? },
+        scale: user * scaling(name, *alpha, rank, config),
+    })
+}
+
+/// `alpha / rank`, or `alpha / sqrt(rank)` where the config says so; 1 where nobody says alpha.
+fn scaling(name: &str, alpha: Option<f32>, rank: usize, config: &Value) -> f32 {
+    let of_module = |key: &str| {
+        let patterns = config.get(key)?.as_object()?;
+        let ends =
+            |pattern: &str| name == pattern || name.strip_suffix(pattern).is_some_and(|rest| rest.ends_with('.'));
+        patterns.iter().find(|(pattern, _)| ends(pattern)).and_then(|(_, value)| value.as_f64())
+    };
+    let stated = || of_module("alpha_pattern").or_else(|| config.get("lora_alpha")?.as_f64());
+    let Some(alpha) = alpha.map(f64::from).or_else(stated) else { return 1.0 };
+    let root = config.get("use_rslora").and_then(Value::as_bool).unwrap_or_default();
+    let rank = rank as f64;
+    (alpha / if root { rank.sqrt() } else { rank }) as f32
+}
