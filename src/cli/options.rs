@@ -57,6 +57,9 @@ pub struct ViewArgs {
     /// times SCALE (repeatable; they add up) [default SCALE: 1]
     #[arg(long = "lora", value_name = "ADAPTER[:SCALE]")]
     pub loras: Vec<String>,
+    /// Show an all-in-one checkpoint (denoiser, text encoders and VAE in one file) as component directories
+    #[arg(long)]
+    pub split: bool,
     /// Show tensors under other names, for loaders that call them otherwise: stars of the replacement are
     /// what the pattern's stars stand for (repeatable; applied in order)
     #[arg(long = "rename", value_name = "PATTERN=REPLACEMENT")]
@@ -112,7 +115,7 @@ impl ViewArgs {
             Some(text) => Some(size::parse(text).map_err(|why| Error::Spec(format!("--shard-size {text}: {why}")))?),
         };
         let renames = self.renames.iter().map(|text| Rename::parse(text)).collect::<Result<_, _>>()?;
-        Ok(Options { rules, dtype, shard_size, show: self.show.clone(), renames, ..Options::new(spec) })
+        Ok(Options { rules, dtype, shard_size, show: self.show.clone(), renames, split: self.split, ..Options::new(spec) })
     }
 }
 

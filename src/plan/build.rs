@@ -13,7 +13,7 @@ use crate::{
         origin, overrides,
         rename::Renames,
         snapshot::{self, Place, Set, Snapshot},
-        survey,
+        split, survey,
     },
     quant::{
         Content as PartContent, Facts, Scheme, Weight,
@@ -32,6 +32,7 @@ use crate::{
 pub fn build(source: &dyn Source, options: &Options) -> Result<Plan, Error> {
     let mut snapshot = snapshot::read(source, &options.show)?;
     let mut plan = Plan::new(source, options);
+    split::apply(source, &mut snapshot, options.split, &mut plan.warnings)?;
     overrides::apply(source, &mut snapshot, &options.overrides, &mut plan.warnings)?;
     adapters::apply(source, &mut snapshot, &options.adapters, &mut plan.warnings)?;
     let mut decider = Decider::new(&options.spec, &options.rules)?;
@@ -116,7 +117,7 @@ impl Builder<'_> {
         let decisions = arrangement.tensors.iter().map(decide).collect::<Result<Vec<_>, _>>()?;
         let first = self.plan.weights.len();
         let options = self.options;
-        let flags = [("--shard-size", options.shard_size.is_some()), ("--rename", !options.renames.is_empty())];
+        let flags = [("--shard-size", options.shard_size.is_some()), ("--rename", !options.renames.is_empty()), ("--split", options.split)];
         if let Some((flag, _)) = flags.into_iter().find(|(_, given)| *given) {
             let why = "keeps the names and sizes of the source; leave it out";
             return Err(Error::spec(format!("{flag}: {} {why}", options.spec)));

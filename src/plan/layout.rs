@@ -89,7 +89,7 @@ pub(crate) fn lay(
         for &unit in &group.units {
             laid.names[unit].clone_from(&group.name);
         }
-        let own = group.shard.map(|s| &set.shards[s]);
+        let own = group.shard.filter(|_| !set.is_part).map(|s| &set.shards[s]);
         let metadata = metadata(own.map_or(set.shards[0].metadata.as_slice(), |s| &s.metadata));
         let members: Vec<&Unit> = group.units.iter().map(|u| &units[*u]).collect();
         let as_is =
@@ -119,6 +119,9 @@ struct Group {
 
 fn mirrored(source: &dyn Source, set: &Set, units: &[Unit]) -> Vec<Group> {
     let name = |s: usize| {
+        if set.is_part {
+            return shard_name(&set.stem, s + 1, set.shards.len());
+        }
         let path = &source.entry(set.shards[s].file).path;
         path.rsplit('/').next().unwrap_or(path).to_owned()
     };

@@ -19,6 +19,7 @@ mod report;
 mod rules;
 mod snapshot;
 mod spec;
+mod split;
 mod survey;
 
 use std::{sync::Arc, time::SystemTime};
@@ -55,6 +56,8 @@ pub struct Options {
     pub overrides: Vec<Override>,
     /// What is added to tensors, in this order.
     pub adapters: Vec<Adapter>,
+    /// Whether all-in-one checkpoints are shown as component directories.
+    pub split: bool,
     /// New names of the view's tensors; all apply, one after the other.
     pub renames: Vec<Rename>,
 }
@@ -71,6 +74,7 @@ impl Options {
             show: vec![],
             overrides: vec![],
             adapters: vec![],
+            split: false,
             renames: vec![],
         }
     }
@@ -96,6 +100,9 @@ impl Options {
         }
         if !self.adapters.is_empty() {
             json["loras"] = self.adapters.iter().map(|a| a.text.as_str()).collect();
+        }
+        if self.split {
+            json["split"] = true.into();
         }
         if !self.renames.is_empty() {
             json["renames"] = self.renames.iter().map(|r| r.text.as_str()).collect();

@@ -70,6 +70,8 @@ pub(crate) struct Set {
     pub(crate) config: Option<Document>,
     /// `generation_config.json` beside the shards.
     pub(crate) generation_config: Option<Document>,
+    /// Whether its tensors are only some of what its shards hold.
+    pub(crate) is_part: bool,
 }
 
 /// A JSON file of the snapshot.
@@ -392,7 +394,7 @@ fn finish(
             places.push(Place { shard: number, range: tensor.range, file, offset, deltas: vec![] });
         }
     }
-    Ok(Set { dir, stem, shards, tensors, places, index, config, generation_config })
+    Ok(Set { dir, stem, shards, tensors, places, index, config, generation_config, is_part: false })
 }
 
 /// Integer or FP8 weights with scales beside them are somebody's quantization.

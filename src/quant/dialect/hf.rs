@@ -81,7 +81,7 @@ pub(super) fn kind(component: &Component<'_>, tensor: &Arranged) -> Kind {
     if last.contains("norm") {
         return Kind::Other("norm".into());
     }
-    if let Some(why) = left_alone(component) {
+    if let Some(why) = left_alone(component, &tensor.info.name) {
         return Kind::Kept(why);
     }
     match kept(component, module, last) {
@@ -90,8 +90,15 @@ pub(super) fn kind(component: &Component<'_>, tensor: &Arranged) -> Kind {
     }
 }
 
-/// Why the models of a pipeline's directory are not quantized, where they are not.
-pub(super) fn left_alone(component: &Component<'_>) -> Option<String> {
+/// Beginnings of names of such models where all lie in one file.
+const LEFT_ALONE_PREFIXES: [&str; 2] = ["vae.", "first_stage_model."];
+
+/// Why the models of a pipeline's directory are not quantized, or those of a part of an all-in-one checkpoint,
+/// where they are not.
+pub(super) fn left_alone(component: &Component<'_>, name: &str) -> Option<String> {
+    if let Some(prefix) = LEFT_ALONE_PREFIXES.iter().find(|prefix| name.starts_with(*prefix)) {
+        return Some(format!("{prefix} is left alone"));
+    }
     let dir = component.dir.rsplit('/').next().unwrap_or_default();
     let class = component.config.and_then(|c| c.get("_class_name")).and_then(Value::as_str).unwrap_or_default();
     let is_coder = class.contains("Autoencoder") || class.contains("VAE") || class.starts_with("VQ");

@@ -72,7 +72,7 @@ impl Dialect for Mlx {
         match Model::of(component) {
             Some(model) => by_family(&model, tensor, module, group_size),
             None => {
-                let why = hf::left_alone(component).or_else(|| by_shape(tensor, group_size));
+                let why = hf::left_alone(component, &tensor.info.name).or_else(|| by_shape(tensor, group_size));
                 why.map_or(Choice::Default, Choice::Keep)
             }
         }
