@@ -13,6 +13,10 @@ pub(super) static KERNELS: Kernels = Kernels {
         // SAFETY: the table is reached only through `x86::available`, which detected the features.
         unsafe { encode::avx2::quantize(job, src, [codes, scales, biases], BODIES.quantize_affine) }
     },
+    quantize_micro: |job, src, codes, scales| {
+        // SAFETY: as above.
+        unsafe { encode::micro::quantize(job, src, [codes, scales], BODIES.quantize_micro) }
+    },
     spread: |bits, src, distance, out| {
         // SAFETY: as above.
         unsafe { spread::spread_256(bits, src, distance, out) }
