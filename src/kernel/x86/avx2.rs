@@ -1,6 +1,6 @@
-//! The bodies with AVX2, but for affine codes, the products of quantized inputs and codes that cross bytes, which
-//! are written by hand (`encode`, `rows256`, `tile256`, `maddubs`, `spread`). `fma` is left out on purpose: nothing
-//! may contract.
+//! The bodies with AVX2, but for codes of bf16, the products of quantized inputs and codes that cross bytes,
+//! which are written by hand (`encode`, `rows256`, `tile256`, `maddubs`, `spread`). `fma` is left out on purpose:
+//! nothing may contract.
 
 use super::{encode, maddubs, rows256, sixteen::Avx2, spread, tile256};
 

@@ -321,11 +321,11 @@ fn e2m1<const EVEN: bool>(above: [__m256i; 2], bits: [__m256i; 2]) -> __m256i {
 /// The codes of steps 1 to 16, twice; where zeros have no sign, with room for one.
 const fn codes_of_steps(even: bool) -> [u8; 32] {
     let mut codes = [if even { 0 } else { 8 }; 32];
-    let mut i = 0;
+    let mut i = 0u8;
     while i < 32 {
         let mut middle = 0;
         while middle < 7 {
-            codes[i] += (1 + i as u8 % 16 > STEPS[middle]) as u8;
+            codes[i as usize] += (1 + i % 16 > STEPS[middle]) as u8;
             middle += 1;
         }
         i += 1;
