@@ -208,10 +208,10 @@ fn under(random: &mut Random, largest: u16) -> Vec<u8> {
     let top = f32::from_bits(u32::from(largest) << 16);
     let middles = [0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0].map(|middle| ((top / 6.0 * middle).to_bits() >> 16) as u16);
     let near = middles.into_iter().flat_map(|m| [m.saturating_sub(1), m, m + 1, m + 2]);
-    let other = (0..32).map(|_| (random.next() % (u64::from(largest) + 1)) as u16);
+    let other = (0..32).map(|_| u16::try_from(random.below(u64::from(largest) + 1)).unwrap());
     let all: Vec<u16> = near.chain(other).map(|bits| bits.min(largest)).collect();
     let groups = all.chunks_exact(15).map(|rest| [&[largest], rest].concat());
-    groups.flatten().flat_map(|bits| (bits ^ (random.next() as u16 & 0x8000)).to_le_bytes()).collect()
+    groups.flatten().flat_map(|bits| (bits ^ if random.below(2) == 0 { 0x8000 } else { 0 }).to_le_bytes()).collect()
 }
 
 #[test]
