@@ -202,6 +202,38 @@ fn every_bf16_is_the_same_beside_every_power() {
     }
 }
 
+/// Groups of 16 that have this largest magnitude: the middles of e2m1 under it, its neighbours and theirs, and any
+/// elements below it.
+fn under(random: &mut Random, largest: u16) -> Vec<u8> {
+    let top = f32::from_bits(u32::from(largest) << 16);
+    let middles = [0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0].map(|middle| ((top / 6.0 * middle).to_bits() >> 16) as u16);
+    let near = middles.into_iter().flat_map(|m| [m.saturating_sub(1), m, m + 1, m + 2]);
+    let other = (0..32).map(|_| u16::try_from(random.below(u64::from(largest) + 1)).unwrap());
+    let all: Vec<u16> = near.chain(other).map(|bits| bits.min(largest)).collect();
+    let groups = all.chunks_exact(15).map(|rest| [&[largest], rest].concat());
+    groups.flatten().flat_map(|bits| (bits ^ if random.below(2) == 0 { 0x8000 } else { 0 }).to_le_bytes()).collect()
+}
+
+#[test]
+fn small_floats_are_the_same_under_every_largest_magnitude() {
+    let mut random = Random(5);
+    let all: Vec<Vec<u8>> = (0..0x7f80).map(|largest| under(&mut random, largest)).collect();
+    let src = all.concat();
+    let count = src.len() / 2;
+    for code in [MicroCode::Mxfp4, MicroCode::Mxfp8, MicroCode::Nvfp4] {
+        for (rule, flavour) in [ScaleRule::Up, ScaleRule::Nearest].into_iter().flat_map(|r| FLAVOURS.map(|f| (r, f))) {
+            for computed in [Float::Bf16, Float::F32] {
+                let job = Micro { code, float: Float::Bf16, computed, flavour, rule };
+                let packed = count / 8 * code.bits() as usize;
+                differential(&format!("{job:?}"), packed + count / code.group_size(), 0, |k, out| {
+                    let (codes, scales) = out.split_at_mut(packed);
+                    k.quantize_micro(&job, &src, codes, scales);
+                });
+            }
+        }
+    }
+}
+
 #[test]
 fn symmetric_codes_and_blocks_are_the_same_from_every_table() {
     let mut random = Random(4);

@@ -31,7 +31,7 @@ use super::{
 
 /// Groups of a block at most.
 const GROUPS: usize = BLOCK / 16;
-const INFINITE: u32 = 0x7f80_0000;
+pub(in crate::kernel) const INFINITE: u32 = 0x7f80_0000;
 /// 2^28: with nvfp4's largest scale, 448, elements below it stay below 2^20, where f32 still tells
 /// their distances to the table apart.
 pub(in crate::kernel) const SEARCHABLE: u32 = (127 + 28) << 23;

@@ -1,6 +1,6 @@
-//! The bodies with AVX2, but for affine codes, the products of quantized inputs and codes that cross bytes, which
-//! are written by hand (`encode`, `rows256`, `tile256`, `maddubs`, `spread`). `fma` is left out on purpose: nothing
-//! may contract.
+//! The bodies with AVX2, but for codes of bf16, the products of quantized inputs and codes that cross bytes,
+//! which are written by hand (`encode`, `rows256`, `tile256`, `maddubs`, `spread`). `fma` is left out on purpose:
+//! nothing may contract.
 
 use super::{encode, maddubs, rows256, sixteen::Avx2, spread, tile256};
 
@@ -12,6 +12,10 @@ pub(super) static KERNELS: Kernels = Kernels {
     quantize_affine: |job, src, codes, scales, biases| {
         // SAFETY: the table is reached only through `x86::available`, which detected the features.
         unsafe { encode::avx2::quantize(job, src, [codes, scales, biases], BODIES.quantize_affine) }
+    },
+    quantize_micro: |job, src, codes, scales| {
+        // SAFETY: as above.
+        unsafe { encode::micro::quantize(job, src, [codes, scales], BODIES.quantize_micro) }
     },
     spread: |bits, src, distance, out| {
         // SAFETY: as above.

@@ -49,16 +49,6 @@ pub(super) fn store_values_512(values: __m512, out: &mut [f32; 16]) {
     }
 }
 
-#[target_feature(enable = "avx512f")]
-#[inline]
-pub(super) fn load_words_512(words: &[u16; 32]) -> __m512i {
-    // SAFETY: 32 words are read from an array of 32.
-    #[expect(unsafe_code, reason = "a load")]
-    unsafe {
-        _mm512_loadu_si512(words.as_ptr().cast())
-    }
-}
-
 #[target_feature(enable = "avx2")]
 #[inline]
 pub(super) fn load_256(bytes: &[u8; 32]) -> __m256i {

@@ -106,7 +106,7 @@ fn ordered(bits: __m256i) -> __m256i {
 /// The values of the lower and of the upper halves of dwords.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn values(bits: __m256i) -> [__m256; 2] {
+pub(super) fn values(bits: __m256i) -> [__m256; 2] {
     let (low, high) = (_mm256_slli_epi32::<16>(bits), _mm256_and_si256(bits, _mm256_set1_epi32(UPPER)));
     [_mm256_castsi256_ps(low), _mm256_castsi256_ps(high)]
 }
@@ -199,7 +199,7 @@ fn bytes<const BITS: u32>(first: __m256i, second: __m256i) -> __m256i {
 /// Packs the codes of two lines.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn pack<const BITS: u32>(codes: [__m256i; 2], out: &mut [u8]) {
+pub(super) fn pack<const BITS: u32>(codes: [__m256i; 2], out: &mut [u8]) {
     if BITS == 4 {
         let [low, high] = codes.map(|codes| _mm256_maddubs_epi16(codes, _mm256_set1_epi16(0x1001)));
         // Each half has four bytes of each half line.

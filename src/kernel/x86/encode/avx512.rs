@@ -99,7 +99,7 @@ fn extremes_of_pairs<const LINES: usize>(group: &[Line; LINES]) -> __m512i {
 /// The larger ones of the even and odd quarters of `a` and then of `b`.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
-pub(super) fn quarters(a: __m512i, b: __m512i) -> __m512i {
+fn quarters(a: __m512i, b: __m512i) -> __m512i {
     _mm512_max_epi16(_mm512_shuffle_i32x4::<0x88>(a, b), _mm512_shuffle_i32x4::<0xdd>(a, b))
 }
 
@@ -116,7 +116,7 @@ fn ordered(bits: __m512i) -> __m512i {
 /// The values of the lower and of the upper halves of dwords.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
-pub(super) fn values<const HALF: bool>(bits: __m512i) -> [__m512; 2] {
+fn values<const HALF: bool>(bits: __m512i) -> [__m512; 2] {
     if HALF {
         let low = _mm512_cvtph_ps(_mm512_castsi512_si256(bits));
         let high = _mm512_cvtph_ps(_mm512_extracti64x4_epi64::<1>(bits));
@@ -229,7 +229,7 @@ fn bytes<const BITS: u32>(first: __m512i, second: __m512i) -> __m512i {
 /// Packs the codes of two times two lines.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
-pub(super) fn pack<const BITS: u32>(low: __m512i, high: __m512i, out: &mut [u8]) {
+fn pack<const BITS: u32>(low: __m512i, high: __m512i, out: &mut [u8]) {
     if BITS == 4 {
         let pairs = _mm512_set1_epi16(0x1001);
         let bytes = _mm512_packus_epi16(_mm512_maddubs_epi16(low, pairs), _mm512_maddubs_epi16(high, pairs));
