@@ -100,12 +100,17 @@ fn any_piece(random: &mut Random, left: usize, width: usize, size: usize, files:
 }
 
 /// What an adapter might add to the tensor that a piece is of: a tensor of any width around it, factors of any float.
-fn any_delta(random: &mut Random, number: usize, piece: &Piece, size: usize, factors: &mut Vec<u8>) -> Delta {
+fn any_delta(random: &mut Random, origin: &Origin, factors: &mut Vec<u8>) -> Delta {
+    let (number, size) = (random.of(0..origin.pieces.len()), origin.stored.size());
+    let piece = &origin.pieces[number];
     let before = usize::try_from(piece.offset).unwrap() / size;
     let start = piece.offset - (random.of(0..before + 1) * size) as u64;
     let last = piece.offset + ((piece.rows - 1) * piece.row_stride + (piece.cols - 1) * piece.col_stride) as u64;
     let cols = random.of(1..100);
     let rows = usize::try_from(last - start).unwrap() / size / cols + 1;
+    // All that is added to a piece is added to the same tensor.
+    let same = origin.deltas.iter().find(|delta| delta.piece == number);
+    let (start, rows, cols) = same.map_or((start, rows, cols), |delta| (delta.start, delta.rows, delta.cols));
     let rank = random.of(1..5);
     let mut factor = |elements: usize| {
         let float = random.pick(&Float::ALL);
@@ -134,9 +139,8 @@ fn low_rank_products_are_added_however_a_weight_is_cut() {
         let mut weight = any_weight(&mut random, "w", std::slice::from_ref(&elements));
         let origin = &mut weight.origin;
         for _ in 0..random.of(1..4) {
-            let number = random.of(0..origin.pieces.len());
-            let piece = &origin.pieces[number];
-            origin.deltas.push(any_delta(&mut random, number, piece, origin.stored.size(), &mut factors));
+            let delta = any_delta(&mut random, origin, &mut factors);
+            origin.deltas.push(delta);
         }
         let source = Arc::new(Memory::new(vec![elements, factors]));
         let file = Layout::new("f").weight(0, &weight).file;
