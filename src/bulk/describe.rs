@@ -12,7 +12,7 @@ use crate::{
     },
     container::json,
     plan::Row,
-    quant::{Facts, Module, Recognized, Unsupported, recognize::recognize, stated::Statements},
+    quant::{Facts, Module, Recognized, Unsupported, recognize::recognize, stated::{Statements, is_state}},
 };
 
 /// The tensors of a quantized directory, a row for each weight with all its parts.
@@ -27,7 +27,12 @@ pub fn describe(directory: &Path) -> Result<Vec<Row>, Error> {
     let mut rows = vec![];
     for (at, here) in &held {
         let component = at.strip_prefix(directory).unwrap_or(at).display().to_string();
-        rows.extend(component_rows(&component, here, &statements(at, directory, &component)));
+        let mut statements = statements(at, directory, &component);
+        for (name, held) in here.iter().filter(|(_, held)| is_state(&held.tensor.info)) {
+            let wrong = |why| Error::Refused(format!("{}: tensor {name}: {why}", held.file.display()));
+            statements.add_state(name, &held.read()?).map_err(wrong)?;
+        }
+        rows.extend(component_rows(&component, here, &statements));
     }
     Ok(rows)
 }

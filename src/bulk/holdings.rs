@@ -25,6 +25,17 @@ pub(super) struct Held {
     pub(super) tensor: safetensors::Tensor,
 }
 
+impl Held {
+    /// The tensor's bytes: of small ones.
+    pub(super) fn read(&self) -> Result<Vec<u8>, Error> {
+        let range = &self.tensor.range;
+        let mut bytes = vec![0; usize::try_from(range.end - range.start).unwrap_or(0)];
+        let read = File::open(&self.file).and_then(|file| file.read_exact_at(&mut bytes, range.start));
+        read.map_err(|e| Error::io(&self.file, e))?;
+        Ok(bytes)
+    }
+}
+
 /// The tensors of one directory by name.
 pub(super) type Here = BTreeMap<String, Held>;
 

@@ -27,7 +27,7 @@ use std::{
     },
 };
 
-use crate::tensor::Float;
+use crate::{num::book::Book, tensor::Float};
 
 pub use product::{Activations, Coded, Product, Zero};
 use product::{Ahead, Inputs, Map, Panel, Rows, Stored, Terms, Tiling};
@@ -205,6 +205,10 @@ type DequantizeMicro = fn(&Micro, &[u8], &[u8], &mut [f32]);
 type Largest = fn(&[f32]) -> f32;
 type QuantizeSymmetric = fn(Option<f32>, &[f32], &mut [u8]) -> f32;
 type QuantizeBlocks = fn(&Blocks, &[f32], &mut [u8], &mut [f32], &mut [u8]);
+type QuantizeByBook = fn(Float, &Book, &[u8], &mut [u8], &mut [f32]);
+type BlockMaxima = fn(Float, &[u8], &mut [f32]);
+type QuantizeVectorwise = fn(Float, &[u8], &mut [u8]) -> f32;
+type QuantizeTiles = fn(Float, usize, &[u8], &mut [u8], &mut [f32]);
 type CastRun = fn(&Cast, &[u8], &mut [u8]);
 type Count = fn(Float, &[u8]) -> usize;
 type MultiplyDense = fn(&Dense, &[f32], &[f32], &mut [f32]);
@@ -230,6 +234,10 @@ pub struct Kernels {
     largest: Largest,
     quantize_symmetric: QuantizeSymmetric,
     quantize_blocks: QuantizeBlocks,
+    quantize_by_book: QuantizeByBook,
+    block_maxima: BlockMaxima,
+    quantize_vectorwise: QuantizeVectorwise,
+    quantize_tiles: QuantizeTiles,
     cast: CastRun,
     not_finite: Count,
     dense: MultiplyDense,
@@ -316,6 +324,56 @@ impl Kernels {
         let blocks = row.len().div_ceil(job.block);
         assert_eq!((codes.len(), scales.len(), zeros.len()), (blocks * job.bytes(), blocks, blocks), "{job:?}");
         (self.quantize_blocks)(job, row, codes, scales, zeros);
+    }
+
+    /// Elements that share a magnitude where a book's entries are their codes.
+    pub const BLOCK: usize = body::book::BLOCK;
+
+    /// Rows and columns of a tile of e4m3.
+    pub const TILE: usize = body::eight::TILE;
+
+    /// Quantizes a run of [`BLOCK`](Self::BLOCK)s, of which the last may be shorter: two codes a byte, the first one highest, and
+    /// the largest magnitude of each block.
+    ///
+    /// # Panics
+    /// If the lengths do not fit together.
+    pub fn quantize_by_book(&self, float: Float, book: &Book, src: &[u8], codes: &mut [u8], absmax: &mut [f32]) {
+        let elements = check_elements(src.len(), float);
+        assert_eq!((codes.len(), absmax.len()), (elements.div_ceil(2), elements.div_ceil(Self::BLOCK)), "blocks");
+        (self.quantize_by_book)(float, book, src, codes, absmax);
+    }
+
+    /// The largest magnitude of each block, as [`quantize_by_book`](Self::quantize_by_book) finds it.
+    ///
+    /// # Panics
+    /// If there is not room for just as many.
+    pub fn block_maxima(&self, float: Float, src: &[u8], absmax: &mut [f32]) {
+        let elements = check_elements(src.len(), float);
+        assert_eq!(absmax.len(), elements.div_ceil(Self::BLOCK), "a magnitude for each block");
+        (self.block_maxima)(float, src, absmax);
+    }
+
+    /// Codes of -127..=127, in two's complement, of a row that is rounded to f16 first: its elements by its largest
+    /// magnitude, which is the answer, times 127.
+    ///
+    /// # Panics
+    /// If there are not as many codes as elements.
+    #[must_use]
+    pub fn quantize_vectorwise(&self, float: Float, row: &[u8], codes: &mut [u8]) -> f32 {
+        assert_eq!(check_elements(row.len(), float), codes.len(), "as many codes as elements");
+        (self.quantize_vectorwise)(float, row, codes)
+    }
+
+    /// Codes in e4m3 of [`TILE`](Self::TILE) rows, and for each tile of as many columns what its codes are multiplied
+    /// with.
+    ///
+    /// # Panics
+    /// If the lengths do not fit together.
+    pub fn quantize_tiles(&self, float: Float, cols: usize, src: &[u8], codes: &mut [u8], inverses: &mut [f32]) {
+        assert!(cols > 0 && cols.is_multiple_of(Self::TILE), "{cols} columns are no whole tiles");
+        let elements = check_elements(src.len(), float);
+        assert_eq!((elements, codes.len(), inverses.len()), (Self::TILE * cols, elements, cols / Self::TILE), "tiles");
+        (self.quantize_tiles)(float, cols, src, codes, inverses);
     }
 
     /// Casts a run of elements.

@@ -5,6 +5,7 @@
 //! Knows no group, no scale and no tensor. Where the `half` crate agrees it is the test's oracle;
 //! it differs in the NaN that it writes.
 
+pub mod book;
 pub mod codes;
 pub mod fp4;
 pub mod fp8;

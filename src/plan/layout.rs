@@ -2,7 +2,7 @@
 //!
 //! By default a file of the view mirrors its source file. Parts of one weight lie next to each
 //! other; the data starts with a page; units whose lengths are multiples of 8 come
-//! first, so that every code word and scale is aligned.
+//! first and constants of other lengths last, so that every code word and scale is aligned.
 
 use std::time::SystemTime;
 
@@ -38,6 +38,13 @@ pub(crate) struct Unit {
     pub(crate) outputs: Vec<Output>,
 }
 
+impl Output {
+    /// Whether it may lie anywhere, and would shift what comes after it: constants are made of no source.
+    fn is_loose(&self) -> bool {
+        self.len % 8 != 0 && self.contents.iter().all(|(content, _)| matches!(content, Content::Bytes(_)))
+    }
+}
+
 /// One tensor of the view.
 #[derive(Debug)]
 pub(crate) struct Output {
@@ -54,10 +61,11 @@ impl Unit {
 
     /// Units of whole 8-byte words first, then by falling element size.
     fn rank(&self) -> usize {
-        if self.outputs.iter().all(|o| o.len % 8 == 0) {
+        let bound = || self.outputs.iter().filter(|o| !o.is_loose());
+        if bound().all(|o| o.len % 8 == 0) {
             return 0;
         }
-        let size = self.outputs.iter().map(|o| o.info.dtype.bitsize() / 8).max().unwrap_or(1);
+        let size = bound().map(|o| o.info.dtype.bitsize() / 8).max().unwrap_or(1);
         9usize.saturating_sub(size)
     }
 }
@@ -188,7 +196,9 @@ pub(crate) fn known(path: String, modified: SystemTime, bytes: Vec<u8>) -> File 
 }
 
 fn render(path: String, modified: SystemTime, metadata: &[(String, String)], units: Vec<&Unit>) -> Result<File, Error> {
-    let outputs: Vec<&Output> = units.into_iter().flat_map(|u| &u.outputs).collect();
+    let (loose, mut outputs): (Vec<&Output>, Vec<&Output>) =
+        units.into_iter().flat_map(|u| &u.outputs).partition(|output| output.is_loose());
+    outputs.extend(loose);
     let infos: Vec<TensorInfo> = outputs.iter().map(|o| o.info.clone()).collect();
     let metadata = Some(metadata).filter(|m| !m.is_empty());
     let rendered =

@@ -23,7 +23,7 @@ pub struct Module<'a> {
 }
 
 impl<'a> Module<'a> {
-    /// The module of a stem: of tensors sorted by name, those right below the stem.
+    /// The module of a stem: of tensors sorted by name, those right below the stem, and those below its weight.
     #[must_use]
     pub fn of<T>(
         stem: &'a str,
@@ -33,7 +33,10 @@ impl<'a> Module<'a> {
     ) -> Self {
         let prefix = format!("{stem}.");
         let below = sorted.range(prefix.clone()..).take_while(|(name, _)| name.starts_with(&prefix));
-        let own = below.filter(|(name, _)| !name[prefix.len()..].contains('.'));
+        let own = below.filter(|(name, _)| {
+            let rest = &name[prefix.len()..];
+            !rest.contains('.') || rest.starts_with("weight.")
+        });
         Self { stem, tensors: own.map(|(name, held)| (&name[stem.len()..], info(held))).collect(), stated }
     }
 

@@ -1,4 +1,5 @@
-//! What a directory says of its quantization: `config.json` and `quantization.json`.
+//! What a directory says of its quantization: `config.json`, `quantization.json`, and the states that
+//! bitsandbytes keeps as text in tensors.
 //!
 //! A config's block names a default and single modules; a module's entry inherits nothing from the
 //! default, as in mlx_lm: where it names no mode it is affine, and where it names no size it has
@@ -9,6 +10,8 @@
 use std::collections::HashMap;
 
 use serde_json::Value;
+
+use crate::tensor::{Dtype, Float, TensorInfo};
 
 /// What is said of one module; what is not said is `None`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -21,6 +24,8 @@ pub struct Stated {
     pub group_size: Option<usize>,
     /// Elements of a row.
     pub cols: Option<usize>,
+    /// The dtype of the source.
+    pub float: Option<Float>,
 }
 
 /// One document: a default and what it says of modules.
@@ -28,6 +33,19 @@ pub struct Stated {
 struct Document {
     default: Option<Stated>,
     modules: HashMap<String, Stated>,
+    /// Whether it is made of the states of tensors.
+    of_states: bool,
+}
+
+/// What stands between the module and the kind in the name of a tensor that holds a state.
+const STATE: &str = ".weight.quant_state.bitsandbytes__";
+/// A state is shorter than this.
+const LONGEST_STATE: usize = 4096;
+
+/// Whether a tensor holds the text of a state, which [`Statements::add_state`] wants.
+#[must_use]
+pub fn is_state(info: &TensorInfo) -> bool {
+    info.dtype == Dtype::U8 && info.name.contains(STATE) && info.elements().is_some_and(|n| n <= LONGEST_STATE)
 }
 
 /// What all documents of a directory say, the first one first.
@@ -42,11 +60,15 @@ impl Statements {
     pub fn add_config(&mut self, config: &Value) {
         let block = |key: &str| config.get(key).and_then(Value::as_object);
         let Some(block) = block("quantization").or_else(|| block("quantization_config")) else { return };
+        if block.contains_key("quant_method") {
+            // Another library's: its tensors tell.
+            return;
+        }
         let modules = block.iter().filter(|(_, entry)| entry.is_object());
         let modules = modules.map(|(stem, entry)| (stem.clone(), entry_of_config(entry))).collect();
         let mut default = read(&Value::Object(block.clone()));
         default.mode.get_or_insert_with(|| "affine".to_owned());
-        self.documents.push(Document { default: Some(default), modules });
+        self.documents.push(Document { default: Some(default), modules, of_states: false });
     }
 
     /// Adds a `quantization.json` that lies at the root of the component `component` (`transformer`),
@@ -67,12 +89,43 @@ impl Statements {
                 bits: own.bits.or(default.bits),
                 group_size: own.group_size.or(default.group_size),
                 cols: own.cols,
+                float: None,
             };
             modules.entry(stem.to_owned()).or_insert(stated);
         }
         if component.is_empty() || !modules.is_empty() {
-            self.documents.push(Document { default: Some(default), modules });
+            self.documents.push(Document { default: Some(default), modules, of_states: false });
         }
+    }
+
+    /// Adds a tensor that holds what bitsandbytes says of a weight (see [`is_state`]).
+    ///
+    /// # Errors
+    /// A text that says nothing of a matrix, or lacks what its parts need.
+    pub fn add_state(&mut self, tensor: &str, text: &[u8]) -> Result<(), String> {
+        let Some((stem, kind)) = tensor.split_once(STATE) else { return Ok(()) };
+        let value: Value = serde_json::from_slice(text).map_err(|e| format!("is no JSON: {e}"))?;
+        let number = |key: &str| value.get(key).and_then(Value::as_u64);
+        let shape = value.get("shape").and_then(Value::as_array).map(Vec::as_slice);
+        let Some([_, cols]) = shape else { return Err("says no shape of a matrix".to_owned()) };
+        if value.get("nested_blocksize").is_some() && value.get("nested_offset").and_then(Value::as_f64).is_none() {
+            return Err("says no nested_offset".to_owned());
+        }
+        let size = |n: Option<u64>| n.and_then(|n| usize::try_from(n).ok());
+        let stated = Stated {
+            mode: Some(kind.to_owned()),
+            bits: Some(4),
+            group_size: size(number("blocksize")),
+            cols: size(cols.as_u64()),
+            float: value.get("dtype").and_then(Value::as_str).and_then(Float::from_name),
+        };
+        if !self.documents.last().is_some_and(|document| document.of_states) {
+            self.documents.push(Document { default: None, modules: HashMap::new(), of_states: true });
+        }
+        if let Some(document) = self.documents.last_mut() {
+            document.modules.insert(stem.to_owned(), stated);
+        }
+        Ok(())
     }
 
     /// What is said of a module: its entry in the first document, else that document's default.
@@ -88,6 +141,7 @@ impl Statements {
             stated.bits = stated.bits.or(entry.bits);
             stated.group_size = stated.group_size.or(entry.group_size);
             stated.cols = stated.cols.or(entry.cols);
+            stated.float = stated.float.or(entry.float);
         }
         stated
     }
@@ -116,6 +170,7 @@ fn read(entry: &Value) -> Stated {
         bits: number("bits").and_then(|n| u32::try_from(n).ok()),
         group_size: size("group_size"),
         cols: size("in_dim"),
+        float: None,
     }
 }
 
@@ -126,7 +181,7 @@ mod tests {
     use super::*;
 
     fn stated(mode: &str, bits: u32, group_size: usize) -> Stated {
-        Stated { mode: Some(mode.into()), bits: Some(bits), group_size: Some(group_size), cols: None }
+        Stated { mode: Some(mode.into()), bits: Some(bits), group_size: Some(group_size), ..Stated::default() }
     }
 
     #[test]

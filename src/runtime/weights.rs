@@ -14,7 +14,7 @@ use crate::{
     container::json,
     quant::{
         Module, Recognized, Unsupported, Weight, format::cast::Cast, operator::Bytes, recognize::recognize,
-        stated::Statements,
+        stated::{Statements, is_state},
     },
     runtime::{
         Embedding, Error, QuantizedLinear, Tensor,
@@ -79,7 +79,11 @@ impl Weights {
     fn load(path: &Path, loading: Loading) -> Result<Self, Error> {
         let tensors = shards::open(path, loading)?;
         let directory = if path.is_file() { path.parent().unwrap_or(path) } else { path };
-        Ok(Self { path: path.to_owned(), tensors, statements: statements(directory)?, replaced: BTreeMap::new() })
+        let mut statements = statements(directory)?;
+        for (name, tensor) in tensors.iter().filter(|(_, tensor)| is_state(&tensor.info)) {
+            statements.add_state(name, &tensor.bytes).map_err(|why| tensor.wrong(why))?;
+        }
+        Ok(Self { path: path.to_owned(), tensors, statements, replaced: BTreeMap::new() })
     }
 
     /// What was opened.

@@ -13,8 +13,10 @@
 pub(super) mod affine;
 pub(super) mod attention;
 pub(super) mod blocks;
+pub(super) mod book;
 pub(super) mod cast;
 pub(super) mod dot;
+pub(super) mod eight;
 pub(super) mod exponent;
 pub(super) mod finite;
 pub(super) mod fixed;

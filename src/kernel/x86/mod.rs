@@ -26,6 +26,7 @@ macro_rules! instances {
     ($isa:expr, $features:literal, $sixteen:ident, $rows:literal x $inputs:literal) => {
         use crate::{
             kernel::{Affine, Blocks, Cast, Dense, Inputs, Kernels, Micro, Panel, Product, Rows, Stored, Tiling, body},
+            num::book::Book,
             tensor::Float,
         };
 
@@ -62,6 +63,26 @@ macro_rules! instances {
         #[target_feature(enable = $features)]
         fn quantize_blocks(job: &Blocks, row: &[f32], codes: &mut [u8], scales: &mut [f32], zeros: &mut [u8]) {
             body::blocks::quantize(job, row, codes, scales, zeros);
+        }
+
+        #[target_feature(enable = $features)]
+        fn quantize_by_book(float: Float, book: &Book, src: &[u8], codes: &mut [u8], absmax: &mut [f32]) {
+            body::book::quantize(float, book, src, codes, absmax);
+        }
+
+        #[target_feature(enable = $features)]
+        fn block_maxima(float: Float, src: &[u8], absmax: &mut [f32]) {
+            body::book::maxima(float, src, absmax);
+        }
+
+        #[target_feature(enable = $features)]
+        fn quantize_vectorwise(float: Float, row: &[u8], codes: &mut [u8]) -> f32 {
+            body::eight::vectorwise(float, row, codes)
+        }
+
+        #[target_feature(enable = $features)]
+        fn quantize_tiles(float: Float, cols: usize, src: &[u8], codes: &mut [u8], inverses: &mut [f32]) {
+            body::eight::tiles(float, cols, src, codes, inverses);
         }
 
         #[target_feature(enable = $features)]
@@ -160,6 +181,22 @@ macro_rules! instances {
             quantize_blocks: |job, row, codes, scales, zeros| {
                 // SAFETY: as above.
                 unsafe { quantize_blocks(job, row, codes, scales, zeros) }
+            },
+            quantize_by_book: |float, book, src, codes, absmax| {
+                // SAFETY: as above.
+                unsafe { quantize_by_book(float, book, src, codes, absmax) }
+            },
+            block_maxima: |float, src, absmax| {
+                // SAFETY: as above.
+                unsafe { block_maxima(float, src, absmax) }
+            },
+            quantize_vectorwise: |float, row, codes| {
+                // SAFETY: as above.
+                unsafe { quantize_vectorwise(float, row, codes) }
+            },
+            quantize_tiles: |float, cols, src, codes, inverses| {
+                // SAFETY: as above.
+                unsafe { quantize_tiles(float, cols, src, codes, inverses) }
             },
             cast: |job, src, out| {
                 // SAFETY: as above.

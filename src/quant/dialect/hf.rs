@@ -18,8 +18,18 @@ use crate::{
 pub(super) const BLOCK: &str = "quantization_config";
 
 /// Names of modules that turn the last activations into scores: every quantizer leaves them alone.
-const HEADS: [&str; 9] =
-    ["lm_head", "embed_out", "output_layer", "score", "classifier", "qa_outputs", "cls", "codec_head", "output"];
+const HEADS: [&str; 10] = [
+    "lm_head",
+    "embed_out",
+    "output_layer",
+    "text_projection",
+    "score",
+    "classifier",
+    "qa_outputs",
+    "cls",
+    "codec_head",
+    "output",
+];
 
 /// Parts of names of what chooses experts: small, and what it decides is all or nothing.
 const ROUTERS: [&str; 6] = ["gate", "router", "shared_expert_gate", "wg", "gate_network", "router_proj"];

@@ -4,6 +4,8 @@
 //! view shows, from which source elements, which of them may be quantized, and what the JSON files
 //! say. It knows no bytes and no offsets.
 
+pub mod bnb;
+pub mod fp8;
 pub mod mirror;
 pub mod mlx;
 pub mod plain;
@@ -146,6 +148,15 @@ pub trait Dialect: Sync + Debug {
     fn siblings(&self, stem: &str) -> Option<String> {
         let _ = stem;
         None
+    }
+
+    /// Whether a rule may store some weights by another scheme in a view of the scheme `default`.
+    ///
+    /// # Errors
+    /// Why the loaders could not read such a view.
+    fn mix(&self, default: &dyn Scheme, other: &dyn Scheme) -> Result<(), String> {
+        let _ = (default, other);
+        Ok(())
     }
 
     /// `config.json` as the view shows it; `None` leaves the source's bytes. `default` is

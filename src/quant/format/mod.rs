@@ -5,8 +5,10 @@
 //! another scheme's values; and [`matmul_nbits`], which the runtime makes and reads.
 
 pub mod affine;
+pub mod bnb;
 pub mod cast;
 pub mod dense;
+pub mod fp8;
 pub mod matmul_nbits;
 pub mod microscaling;
 pub mod mlx;
@@ -21,7 +23,8 @@ use crate::{
 };
 
 /// All formats, in the order of the table.
-pub static FORMATS: &[&dyn Format] = &[&mlx::Mlx, &zimage::Zimage, &sym::Symmetric, &source::Source];
+pub static FORMATS: &[&dyn Format] = 
+    &[&mlx::Mlx, &zimage::Zimage, &fp8::Fp8, &bnb::BitsAndBytes, &sym::Symmetric, &source::Source];
 
 /// How a format of the table, or a scheme beside the table, recognizes a module.
 pub(super) fn recognize(module: &Module<'_>) -> Option<Result<Recognized, Unsupported>> {
