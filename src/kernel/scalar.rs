@@ -16,6 +16,7 @@ pub(super) static KERNELS: Kernels = Kernels {
     largest: |values| body::blocks::largest(values),
     quantize_symmetric: |given, values, codes| body::blocks::symmetric(given, values, codes),
     quantize_blocks: |job, row, codes, scales, zeros| body::blocks::quantize(job, row, codes, scales, zeros),
+    quantize_columns: |job, src, codes, zeros, scales| body::columns::quantize(job, src, codes, zeros, scales),
     cast: |job, src, out| body::cast::cast(job, src, out),
     not_finite: |float, src| body::finite::not_finite(float, src),
     dense: |job, a, b, c| body::attention::dense(job, a, b, c),

@@ -14,6 +14,7 @@ pub(super) mod affine;
 pub(super) mod attention;
 pub(super) mod blocks;
 pub(super) mod cast;
+pub(super) mod columns;
 pub(super) mod dot;
 pub(super) mod exponent;
 pub(super) mod finite;

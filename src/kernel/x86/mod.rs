@@ -25,7 +25,7 @@ use super::{Ahead, Kernels};
 macro_rules! instances {
     ($isa:expr, $features:literal, $sixteen:ident, $rows:literal x $inputs:literal) => {
         use crate::{
-            kernel::{Affine, Blocks, Cast, Dense, Inputs, Kernels, Micro, Panel, Product, Rows, Stored, Tiling, body},
+            kernel::{Affine, Blocks, Cast, Columns, Dense, Inputs, Kernels, Micro, Panel, Product, Rows, Stored, Tiling, body},
             tensor::Float,
         };
 
@@ -62,6 +62,11 @@ macro_rules! instances {
         #[target_feature(enable = $features)]
         fn quantize_blocks(job: &Blocks, row: &[f32], codes: &mut [u8], scales: &mut [f32], zeros: &mut [u8]) {
             body::blocks::quantize(job, row, codes, scales, zeros);
+        }
+
+        #[target_feature(enable = $features)]
+        fn quantize_columns(job: &Columns, src: &[u8], codes: &mut [u8], zeros: &mut [u8], scales: &mut [u8]) {
+            body::columns::quantize(job, src, codes, zeros, scales);
         }
 
         #[target_feature(enable = $features)]
@@ -160,6 +165,10 @@ macro_rules! instances {
             quantize_blocks: |job, row, codes, scales, zeros| {
                 // SAFETY: as above.
                 unsafe { quantize_blocks(job, row, codes, scales, zeros) }
+            },
+            quantize_columns: |job, src, codes, zeros, scales| {
+                // SAFETY: as above.
+                unsafe { quantize_columns(job, src, codes, zeros, scales) }
             },
             cast: |job, src, out| {
                 // SAFETY: as above.

@@ -4,6 +4,8 @@
 //! view shows, from which source elements, which of them may be quantized, and what the JSON files
 //! say. It knows no bytes and no offsets.
 
+pub mod awq;
+pub mod gptq;
 pub mod mirror;
 pub mod mlx;
 pub mod plain;
@@ -146,6 +148,15 @@ pub trait Dialect: Sync + Debug {
     fn siblings(&self, stem: &str) -> Option<String> {
         let _ = stem;
         None
+    }
+
+    /// Whether the loaders can be told of all that was decided.
+    ///
+    /// # Errors
+    /// What their config has no words for, with the modules' names and what to do.
+    fn check(&self, default: Option<&dyn Scheme>, decided: &[Decided<'_>]) -> Result<(), String> {
+        let _ = (default, decided);
+        Ok(())
     }
 
     /// `config.json` as the view shows it; `None` leaves the source's bytes. `default` is
