@@ -381,14 +381,7 @@ impl Kernels {
     /// # Panics
     /// If the job is none of those that [`Columns`] lists, the rows are no multiple of 32, or the lengths do not
     /// fit together.
-    pub fn quantize_columns(
-        &self,
-        job: &Columns,
-        src: &[u8],
-        codes: &mut [u8],
-        zeros: &mut [u8],
-        scales: &mut [u8],
-    ) {
+    pub fn quantize_columns(&self, job: &Columns, src: &[u8], codes: &mut [u8], zeros: &mut [u8], scales: &mut [u8]) {
         check_columns(job, check_elements(src.len(), job.float), codes.len(), zeros.len(), scales.len());
         (self.quantize_columns)(job, src, codes, zeros, scales);
     }

@@ -19,6 +19,7 @@ mod dialects;
 mod footprint;
 mod formats;
 mod golden;
+mod gptq;
 mod hostile;
 mod kernels;
 mod layers;

@@ -12,14 +12,7 @@ use crate::{
     tensor::Float,
 };
 
-use super::{
-    affine::extrema,
-    larger, narrow,
-    pack::pack,
-    round_to,
-    sixteen::LANES,
-    smaller, widen,
-};
+use super::{affine::extrema, larger, narrow, pack::pack, round_to, sixteen::LANES, smaller, widen};
 
 /// 1.5 * 2^23: added to a value of at most 2^22 in magnitude it leaves the value rounded half to even, in
 /// two's complement in the low bits.

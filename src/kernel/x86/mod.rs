@@ -25,7 +25,10 @@ use super::{Ahead, Kernels};
 macro_rules! instances {
     ($isa:expr, $features:literal, $sixteen:ident, $rows:literal x $inputs:literal) => {
         use crate::{
-            kernel::{Affine, Blocks, Cast, Columns, Dense, Inputs, Kernels, Micro, Panel, Product, Rows, Stored, Tiling, body},
+            kernel::{
+                Affine, Blocks, Cast, Columns, Dense, Inputs, Kernels, Micro, Panel, Product, Rows, Stored, Tiling,
+                body,
+            },
             tensor::Float,
         };
 

@@ -2,7 +2,7 @@
 //!
 //! What differs from the view's scheme is told in `dynamic`, by one pattern for each module: `-:` for what is
 //! dense, `+:` for what has other parameters (gptqmodel, vLLM and SGLang read it). transformers reads
-//! `modules_in_block_to_quantize` instead, which is written where a linear layer of a block is dense.
+//! `modules_in_block_to_quantize` instead, which is written where any layer but the output layer is dense; it has no word for other parameters.
 
 use serde_json::{Map, Value, json};
 
@@ -20,6 +20,9 @@ pub static GPTQ: Gptq = Gptq;
 
 /// The key that speaks for all layers of a checkpoint.
 const FORMAT: &str = "checkpoint_format";
+/// What a pattern of `dynamic` begins with: its modules are dense, or have other parameters.
+const DENSE: &str = "-:";
+const OTHER: &str = "+:";
 /// The one output layer that a config can say is quantized.
 const HEAD: &str = "lm_head";
 
@@ -54,9 +57,8 @@ impl Dialect for Gptq {
         let dynamic = dynamic(component, &block, decided);
         block["quant_method"] = json!("gptq");
         block["desc_act"] = json!(false);
-        block["pack_dtype"] = json!("int32");
         block[HEAD] = json!(quantized(decided).any(|name| name == HEAD));
-        if decided.iter().any(|d| d.facts.is_none() && hf::kind(component, d.tensor) == hf::Kind::Linear) {
+        if dynamic.keys().any(|key| key.starts_with(DENSE)) {
             let names: Vec<&str> = quantized(decided).filter(|name| *name != HEAD).collect();
             block["modules_in_block_to_quantize"] = json!([names]);
         }
@@ -82,10 +84,10 @@ fn quantized<'a>(decided: &'a [Decided<'_>]) -> impl Iterator<Item = &'a str> {
 /// A pattern for each layer that is not as the config's first lines say.
 fn dynamic(component: &Component<'_>, top: &Value, decided: &[Decided<'_>]) -> Map<String, Value> {
     let dense = hf::dense_layers(component, decided).into_iter().filter(|name| name != HEAD);
-    let mut all: Map<String, Value> = dense.map(|name| (format!("-:{}", pattern(&name)), json!({}))).collect();
+    let mut all: Map<String, Value> = dense.map(|name| (format!("{DENSE}{}", pattern(&name)), json!({}))).collect();
     for d in decided.iter().filter(|d| d.facts.is_some() && d.config != *top) {
         let own = ["bits", "group_size", "sym"].into_iter().map(|key| (key.to_owned(), d.config[key].clone()));
-        all.extend(d.tensor.module().map(|name| (format!("+:{}", pattern(name)), Value::Object(own.collect()))));
+        all.extend(d.tensor.module().map(|name| (format!("{OTHER}{}", pattern(name)), Value::Object(own.collect()))));
     }
     all
 }

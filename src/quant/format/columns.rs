@@ -29,6 +29,9 @@ use super::{ENCODING, check_groups, widen};
 /// What both sides of a matrix must be multiples of, for transformers and vLLM.
 const SIDE: usize = 32;
 
+/// Rows that are encoded together: a cache line of AWQ's words, sixteen of eight rows each.
+const STRIP: usize = 128;
+
 /// The sizes of a group, as specs spell them.
 pub(super) const GROUPS: &[&str] = &["g128", "g64", "g32"];
 
@@ -171,10 +174,15 @@ impl Scheme for Columns {
     fn parts(&self, weight: &Weight) -> Result<Vec<Part>, Unsupported> {
         check_groups(weight, self.group)?;
         let [rows, cols] = weight.shape[..] else {
-            return Err(Unsupported(format!("it has shape {:?}; only matrices are packed along the input", weight.shape)));
+            return Err(Unsupported(format!(
+                "it has shape {:?}; only matrices are packed along the input",
+                weight.shape
+            )));
         };
         if !rows.is_multiple_of(SIDE) || !cols.is_multiple_of(SIDE) {
-            return Err(Unsupported(format!("its shape {rows} x {cols} is not in multiples of {SIDE}, which loaders need")));
+            return Err(Unsupported(format!(
+                "its shape {rows} x {cols} is not in multiples of {SIDE}, which loaders need"
+            )));
         }
         let (job, groups) = (self.job(weight.float, cols), cols / self.group);
         let (lines, width) = (job.words_of_group(), rows / job.rows_of_word());
@@ -201,13 +209,19 @@ impl Scheme for Columns {
         Banding { axis: Axis::Columns, granule: self.group }
     }
 
+    fn strip_rows(&self) -> Option<usize> {
+        Some(STRIP)
+    }
+
     fn encode(&self, band: Rows<'_>, out: &mut [&mut [u8]]) {
         let [codes, zeros, scales] = out else { panic!("codes, zero points and scales are three, not {}", out.len()) };
         kernels().quantize_columns(&self.job(band.float, band.cols), band.data, codes, zeros, scales);
     }
 
     fn decode(&self, parts: &[&[u8]], _: Float, rows: usize, out: &mut [f32]) {
-        let [codes, zeros, scales] = *parts else { panic!("codes, zero points and scales are three, not {}", parts.len()) };
+        let [codes, zeros, scales] = *parts else {
+            panic!("codes, zero points and scales are three, not {}", parts.len())
+        };
         self.values([codes, zeros, scales], rows, 0..rows, out);
     }
 
@@ -256,7 +270,8 @@ pub(super) fn recognized(
     [codes, zeros, scales]: [&[usize]; 3],
     rule: impl Fn(u32) -> Result<Rule, Unsupported>,
 ) -> Result<Recognized, Unsupported> {
-    let misfit = || Unsupported(format!("codes {codes:?}, zero points {zeros:?} and scales {scales:?} do not fit together"));
+    let misfit =
+        || Unsupported(format!("codes {codes:?}, zero points {zeros:?} and scales {scales:?} do not fit together"));
     let ([lines, _], [_, points], [groups, rows]) = (codes, zeros, scales) else { return Err(misfit()) };
     let words = points.checked_mul(32).filter(|_| *rows > 0 && *groups > 0).ok_or_else(misfit)?;
     let bits = u32::try_from(words / rows).ok().filter(|bits| (2..=8).contains(bits)).ok_or_else(misfit)?;

@@ -23,7 +23,8 @@ use crate::{
 };
 
 /// All formats, in the order of the table.
-pub static FORMATS: &[&dyn Format] = &[&mlx::Mlx, &zimage::Zimage, &gptq::Gptq, &awq::Awq, &sym::Symmetric, &source::Source];
+pub static FORMATS: &[&dyn Format] =
+    &[&mlx::Mlx, &zimage::Zimage, &gptq::Gptq, &awq::Awq, &sym::Symmetric, &source::Source];
 
 /// How a format of the table, or a scheme beside the table, recognizes a module.
 pub(super) fn recognize(module: &Module<'_>) -> Option<Result<Recognized, Unsupported>> {
