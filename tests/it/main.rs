@@ -20,6 +20,7 @@ mod footprint;
 mod formats;
 mod golden;
 mod gptq;
+mod gptq_views;
 mod hostile;
 mod kernels;
 mod layers;

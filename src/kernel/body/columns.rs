@@ -17,6 +17,8 @@ use super::{affine::extrema, larger, narrow, pack::pack, round_to, sixteen::LANE
 /// 1.5 * 2^23: added to a value of at most 2^22 in magnitude it leaves the value rounded half to even, in
 /// two's complement in the low bits.
 const ROUNDER: f32 = 12_582_912.0;
+/// Values that are coded together: with fewer, the compiler takes one of each of several runs.
+const RUN: usize = 32;
 /// Elements of the longest group.
 const LONGEST: usize = 128;
 /// Rows of a word of AWQ: 4-bit codes in 32 bits.
@@ -25,18 +27,16 @@ const OCTET: usize = 8;
 const ORDER: [usize; OCTET] = [0, 2, 4, 6, 1, 3, 5, 7];
 /// Least step of AWQ's groups before it is divided: 1e-5 as an IEEE half.
 const LEAST_SPAN: f32 = 168.0 / 16_777_216.0;
-/// What the elements of a group share.
-#[derive(Clone, Copy)]
-struct Fit {
-    scale: f32,
-    zero: f32,
+/// What the elements of a group share, for each of sixteen rows.
+struct Fits {
+    scale: [f32; LANES],
+    zero: [f32; LANES],
 }
 
-/// Room for a group of sixteen words' rows.
+/// Room for one group of the rows of a line of the output.
 struct Scratch {
-    values: [f32; LONGEST],
-    /// Codes of the rows of one word.
-    coded: [[u8; LONGEST]; OCTET],
+    values: [[f32; LONGEST]; LANES],
+    coded: [[u8; LONGEST]; LANES],
     /// Words before they are turned.
     words: [[u32; LONGEST]; LANES],
     zeros: [u8; LANES * OCTET],
@@ -47,8 +47,8 @@ struct Scratch {
 #[inline(always)]
 pub(in crate::kernel) fn quantize(job: &Columns, src: &[u8], codes: &mut [u8], zeros: &mut [u8], scales: &mut [u8]) {
     let mut scratch = Scratch {
-        values: [0.0; LONGEST],
-        coded: [[0; LONGEST]; OCTET],
+        values: [[0.0; LONGEST]; LANES],
+        coded: [[0; LONGEST]; LANES],
         words: [[0; LONGEST]; LANES],
         zeros: [0; LANES * OCTET],
         scales: [0.0; LANES * OCTET],
@@ -60,9 +60,9 @@ pub(in crate::kernel) fn quantize(job: &Columns, src: &[u8], codes: &mut [u8], z
     for (block, some) in src.chunks(LANES * per_word * row_bytes).enumerate() {
         let (first, count) = (block * LANES * per_word, some.len() / row_bytes);
         for group in 0..groups {
-            for (lane, own) in some.chunks_exact(per_word * row_bytes).enumerate() {
-                let own = own.chunks_exact(row_bytes).map(|row| &row[group * group_bytes..][..group_bytes]);
-                code_rows(job, own, lane, &mut scratch);
+            for (number, sixteen) in some.chunks_exact(LANES * row_bytes).enumerate() {
+                let rows = sixteen.chunks_exact(row_bytes).map(|row| &row[group * group_bytes..][..group_bytes]);
+                code_rows(job, rows, number, &mut scratch);
             }
             let codes = &mut codes[group * code_bytes..][..code_bytes];
             turn(&scratch.words, count / per_word, line, &mut codes[first / per_word * 4..]);
@@ -73,37 +73,45 @@ pub(in crate::kernel) fn quantize(job: &Columns, src: &[u8], codes: &mut [u8], z
     }
 }
 
-/// The words of one group of the rows that share them.
+/// The words of one group of the sixteen rows of this number.
 #[inline(always)]
-fn code_rows<'a>(job: &Columns, rows: impl Iterator<Item = &'a [u8]>, lane: usize, scratch: &mut Scratch) {
-    let values = &mut scratch.values[..job.group];
-    for (i, row) in rows.enumerate() {
+fn code_rows<'a>(job: &Columns, rows: impl Iterator<Item = &'a [u8]>, number: usize, scratch: &mut Scratch) {
+    let Scratch { values, coded, words, zeros, scales } = scratch;
+    for (row, values) in rows.zip(values.iter_mut()) {
+        let values = &mut values[..job.group];
         widen(job.float, row, values);
         if job.rule == Rule::Awq && job.float != Float::F16 {
             round_to(Float::F16, values);
         }
-        let fit = fit(job, values);
-        let at = lane * job.rows_of_word() + i;
-        (scratch.zeros[at], scratch.scales[at]) = (low_byte(fit.zero + ROUNDER), fit.scale);
-        let coded = &mut scratch.coded[i][..job.group];
+    }
+    let fits = fit(job, values);
+    let own = number * LANES..(number + 1) * LANES;
+    scales[own.clone()].copy_from_slice(&fits.scale);
+    zeros[own].iter_mut().zip(fits.zero).for_each(|(stored, zero)| *stored = low_byte(zero + ROUNDER));
+    for (i, (values, coded)) in values.iter().zip(coded.iter_mut()).enumerate() {
+        let (values, coded) = (&values[..job.group], &mut coded[..job.group]);
         match job.rule {
-            Rule::Gptq { bits, .. } => code(values, fit, highest(bits), coded, |exact| exact),
-            Rule::Awq => code(values, fit, highest(4), coded, eleven_bits),
+            Rule::Gptq { bits, .. } => code(values, fits.scale[i], fits.zero[i], highest(bits), coded, |exact| exact),
+            Rule::Awq => code(values, fits.scale[i], fits.zero[i], highest(4), coded, eleven_bits),
         }
     }
-    let words = &mut scratch.words[lane];
     match job.rule {
         Rule::Gptq { bits, .. } => {
-            let mut packed = [0u8; LONGEST];
-            let packed = &mut packed[..job.group / 8 * bits as usize];
-            pack(bits, &scratch.coded[0][..job.group], packed);
-            for (word, bytes) in words.iter_mut().zip(packed.as_chunks::<4>().0) {
-                *word = u32::from_le_bytes(*bytes);
+            for (coded, words) in coded.iter().zip(words) {
+                let mut packed = [0u8; LONGEST];
+                let packed = &mut packed[..job.group / 8 * bits as usize];
+                pack(bits, &coded[..job.group], packed);
+                for (word, bytes) in words.iter_mut().zip(packed.as_chunks::<4>().0) {
+                    *word = u32::from_le_bytes(*bytes);
+                }
             }
         }
         Rule::Awq => {
-            for (k, word) in words[..job.group].iter_mut().enumerate() {
-                *word = (0..OCTET).fold(0, |word, i| word | u32::from(scratch.coded[ORDER[i]][k]) << (4 * i));
+            let eights = coded.as_chunks::<OCTET>().0;
+            for (coded, words) in eights.iter().zip(&mut words[number * (LANES / OCTET)..]) {
+                for (k, word) in words[..job.group].iter_mut().enumerate() {
+                    *word = (0..OCTET).fold(0, |word, i| word | u32::from(coded[ORDER[i]][k]) << (4 * i));
+                }
             }
         }
     }
@@ -146,32 +154,44 @@ fn highest(bits: u32) -> f32 {
     f32::from(u8::MAX >> (8 - bits))
 }
 
-/// Scale and zero point of a group.
+/// Scales and zero points of the groups of sixteen rows.
 #[inline(always)]
-fn fit(job: &Columns, values: &[f32]) -> Fit {
-    let mut odd = [false; LANES];
+fn fit(job: &Columns, values: &[[f32; LONGEST]; LANES]) -> Fits {
+    let mut fits = Fits { scale: [0.0; LANES], zero: [0.0; LANES] };
+    let (mut least, mut most, mut odd) = ([0f32; LANES], [0f32; LANES], [0f32; LANES]);
+    let bound = if job.rule == Rule::Awq { f32::INFINITY } else { 0.0 };
+    for (i, values) in values.iter().enumerate() {
+        (least[i], most[i]) = extrema(&values[..job.group], bound, -bound);
+        odd[i] = nan(&values[..job.group]);
+    }
+    for i in 0..LANES {
+        (fits.scale[i], fits.zero[i]) = match job.rule {
+            Rule::Gptq { bits, symmetric, less_one } => {
+                fit_gptq(highest(bits), symmetric, less_one, least[i], most[i])
+            }
+            Rule::Awq => fit_awq(least[i], most[i]),
+        };
+        fits.scale[i] = if odd[i] == 0.0 { fits.scale[i] } else { f32::NAN };
+    }
+    fits
+}
+
+/// 0 of numbers alone, also of infinite ones.
+#[inline(always)]
+fn nan(values: &[f32]) -> f32 {
+    let mut odd = [0f32; LANES];
     for lanes in values.as_chunks::<LANES>().0 {
         for i in 0..LANES {
-            odd[i] |= lanes[i].is_nan();
+            odd[i] = if lanes[i].is_nan() { 1.0 } else { odd[i] };
         }
     }
-    let fit = match job.rule {
-        Rule::Gptq { bits, symmetric, less_one } => {
-            let (least, most) = extrema(values, 0.0, 0.0);
-            fit_gptq(highest(bits), symmetric, less_one, least, most)
-        }
-        Rule::Awq => {
-            let (least, most) = extrema(values, f32::INFINITY, f32::NEG_INFINITY);
-            fit_awq(least, most)
-        }
-    };
-    if odd.iter().any(|odd| *odd) { Fit { scale: f32::NAN, ..fit } } else { fit }
+    odd.iter().sum()
 }
 
 /// `find_params` of auto-gptq and gptqmodel. Where zero points are stored less one, none may be 0: such a group
 /// gets one step fewer and the zero point 1.
 #[inline(always)]
-fn fit_gptq(top: f32, symmetric: bool, less_one: bool, mut least: f32, mut most: f32) -> Fit {
+fn fit_gptq(top: f32, symmetric: bool, less_one: bool, mut least: f32, mut most: f32) -> (f32, f32) {
     if symmetric {
         most = larger(-least, most);
         least = if least < 0.0 { -most } else { least };
@@ -182,15 +202,15 @@ fn fit_gptq(top: f32, symmetric: bool, less_one: bool, mut least: f32, mut most:
     let span = most - least;
     let scale = span / top;
     if symmetric {
-        return Fit { scale, zero: f32::midpoint(top, 1.0) };
+        return (scale, (top + 1.0) * 0.5);
     }
     let zero = nearest(-least / scale, 0.0, top);
-    if less_one && zero == 0.0 { Fit { scale: span / (top - 1.0), zero: 1.0 } } else { Fit { scale, zero } }
+    if less_one && zero == 0.0 { (span / (top - 1.0), 1.0) } else { (scale, zero) }
 }
 
 /// AutoAWQ's `pseudo_quantize_tensor`, every step rounded to an IEEE half.
 #[inline(always)]
-fn fit_awq(least: f32, most: f32) -> Fit {
+fn fit_awq(least: f32, most: f32) -> (f32, f32) {
     let half = |x: f32| {
         let mut one = [x];
         round_to(Float::F16, &mut one);
@@ -198,7 +218,7 @@ fn fit_awq(least: f32, most: f32) -> Fit {
     };
     let span = larger(LEAST_SPAN, half(most - least));
     let scale = half(span / 15.0);
-    Fit { scale, zero: nearest(-half(least / scale), 0.0, 15.0) }
+    (scale, nearest(-half(least / scale), 0.0, 15.0))
 }
 
 /// Rounded half to even within bounds; 0 for NaN.
@@ -209,17 +229,14 @@ fn nearest(exact: f32, low: f32, high: f32) -> f32 {
 }
 
 /// Codes of a group: `w / scale` through `step`, rounded half to even, from the zero point. A whole number is
-/// added, so that bounds may come first.
+/// added, so that bounds may come first; what is no number has the lowest code.
 #[inline(always)]
-fn code(values: &[f32], fit: Fit, top: f32, coded: &mut [u8], step: impl Fn(f32) -> f32) {
-    let (low, high) = (-fit.zero, top - fit.zero);
-    let (values, coded) = (values.as_chunks::<LANES>().0, coded.as_chunks_mut::<LANES>().0);
-    for (values, coded) in values.iter().zip(coded) {
-        for i in 0..LANES {
-            let exact = step(values[i] / fit.scale);
-            // What is no number has the lowest code.
-            let bounded = smaller(larger(exact, low), high);
-            coded[i] = low_byte((bounded + ROUNDER) + fit.zero);
+fn code(values: &[f32], scale: f32, zero: f32, top: f32, coded: &mut [u8], step: impl Fn(f32) -> f32) {
+    let (low, high) = (-zero, top - zero);
+    for (values, coded) in values.as_chunks::<RUN>().0.iter().zip(coded.as_chunks_mut::<RUN>().0) {
+        for i in 0..RUN {
+            let bounded = smaller(larger(step(values[i] / scale), low), high);
+            coded[i] = low_byte((bounded + ROUNDER) + zero);
         }
     }
 }
