@@ -18,6 +18,7 @@ use crate::{
     bulk::{
         Error, Progress,
         holdings::{Held, Here, Holdings},
+        recognized,
         stated::{self, Document, Layer},
     },
     container::index,
@@ -67,9 +68,13 @@ impl Audit {
 pub fn audit(directory: &Path, progress: &dyn Progress) -> Result<Audit, Error> {
     let Holdings { held, faults } = Holdings::read(directory)?;
     let mut found = Audit { faults, ..Audit::default() };
+    let mut statements: BTreeMap<&Path, Statements> = BTreeMap::new();
     for (at, here) in &held {
         check_indexes(at, here, &mut found)?;
         let config = or_fault(stated::config(at), &mut found).map(|config| (config.statements(), config));
+        let said = config.as_ref().map_or_else(Statements::default, |(said, _)| said.clone());
+        recognized::check(here, &said, &mut found)?;
+        statements.insert(at, said);
         for (stem, weight, scales) in quantized(here) {
             found.quantized += 1;
             check_parts(stem, weight, scales, here, &mut found);
@@ -81,13 +86,16 @@ pub fn audit(directory: &Path, progress: &dyn Progress) -> Result<Audit, Error> 
     }
     if let Some(manifest) = or_fault(stated::manifest(directory), &mut found) {
         for layer in manifest.layers() {
-            match held.get(&directory.join(layer.dir)) {
+            let at = directory.join(layer.dir);
+            match held.get(&at) {
+                Some(here) if recognized::check_layer(&layer, here, &statements[&*at], &mut found) => {}
                 Some(here) => check_layer(&layer, here, &mut found),
                 None => found.missing.push(format!("{} (no weights in {}/)", layer.name, layer.dir)),
             }
         }
     }
-    check_values(held.values().flat_map(|here| quantized(here).map(move |q| (here, q))), &mut found, progress)?;
+    let parameters = held.values().flat_map(parameters).collect();
+    check_values(parameters, &mut found, progress)?;
     found.missing.sort();
     found.missing.dedup();
     Ok(found)
@@ -220,19 +228,22 @@ fn check_layer(layer: &Layer<'_>, here: &Here, found: &mut Audit) {
     }
 }
 
-/// Looks at every scale and bias.
-fn check_values<'a>(
-    weights: impl Iterator<Item = (&'a Here, (&'a str, &'a Held, &'a Held))>,
-    found: &mut Audit,
-    progress: &dyn Progress,
-) -> Result<(), Error> {
+/// Every scale and bias, and what counts its values that are not finite.
+fn parameters(here: &Here) -> Vec<(&Held, Count)> {
     let mut parts: Vec<(&Held, Count)> = vec![];
-    for (here, (stem, weight, scales)) in weights {
+    for (stem, weight, scales) in quantized(here) {
         let count: Count =
             if code_bits(weight, scales) == Some(NVFP4_CODE_BITS) { not_finite_e4m3 } else { not_finite };
         parts.push((scales, count));
         parts.extend(here.get(&format!("{stem}.biases")).map(|b| (b, not_finite as Count)));
     }
+    let scales = recognized::modules(here).filter_map(|stem| here.get(&format!("{stem}.scales")));
+    parts.extend(scales.map(|scales| (scales, not_finite as Count)));
+    parts
+}
+
+/// Looks at every value of them.
+fn check_values(parts: Vec<(&Held, Count)>, found: &mut Audit, progress: &dyn Progress) -> Result<(), Error> {
     progress.begin(parts.iter().map(|(p, _)| p.tensor.range.end - p.tensor.range.start).sum());
     let mut buffer = vec![];
     for (part, count) in parts {

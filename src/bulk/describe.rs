@@ -12,7 +12,11 @@ use crate::{
     },
     container::json,
     plan::Row,
-    quant::{Facts, Module, Recognized, Unsupported, recognize::recognize, stated::{Statements, is_state}},
+    quant::{
+        Facts, Module, Recognized, Unsupported,
+        recognize::{recognize, stem},
+        stated::{Statements, is_state},
+    },
 };
 
 /// The tensors of a quantized directory, a row for each weight with all its parts.
@@ -52,12 +56,12 @@ fn statements(at: &Path, root: &Path, component: &str) -> Statements {
 
 fn component_rows(component: &str, here: &BTreeMap<String, Held>, statements: &Statements) -> Vec<Row> {
     let mut rows: BTreeMap<&str, Row> = here.iter().map(|(name, held)| (&**name, dense(component, held))).collect();
-    for stem in here.keys().filter_map(|name| name.strip_suffix(".weight")) {
+    for (codes, stem) in here.keys().filter_map(|name| Some((name, stem(name)?))) {
         let module = Module::of(stem, here, |held| &held.tensor.info, statements.of(stem));
         let Some(found) = recognize(&module) else { continue };
-        let others = parameters(stem, &found);
+        let others = parameters(codes, stem, &found);
         let bytes: u64 = others.iter().filter_map(|part| rows.remove(&**part)).map(|row| row.bytes_after).sum();
-        if let Some(row) = rows.get_mut(&*format!("{stem}.weight")) {
+        if let Some(row) = rows.get_mut(&**codes) {
             row.bytes_after += bytes;
             row.bytes_before = row.bytes_after;
             say(row, found);
@@ -67,10 +71,10 @@ fn component_rows(component: &str, here: &BTreeMap<String, Held>, statements: &S
 }
 
 /// The names of the parts beside the codes; of a weight that cannot be read, the usual ones.
-fn parameters(stem: &str, found: &Result<Recognized, Unsupported>) -> Vec<String> {
+fn parameters(codes: &str, stem: &str, found: &Result<Recognized, Unsupported>) -> Vec<String> {
     let parts = found.as_ref().ok().and_then(|found| found.scheme.parts(&found.weight).ok());
     let suffixes = parts.map_or(vec![".scales", ".biases"], |parts| parts.iter().map(|part| part.suffix).collect());
-    suffixes.into_iter().filter(|s| *s != ".weight").map(|suffix| format!("{stem}{suffix}")).collect()
+    suffixes.into_iter().map(|suffix| format!("{stem}{suffix}")).filter(|name| name != codes).collect()
 }
 
 fn dense(component: &str, held: &Held) -> Row {

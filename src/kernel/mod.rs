@@ -167,6 +167,62 @@ impl Blocks {
     }
 }
 
+/// A quantization of a band of columns to codes that are packed along the input: what GPTQ and AWQ store of
+/// the transposed weight.
+///
+/// Codes are 32-bit words, `[words_of_group, rows / rows_of_word]` for each group; zero points are packed so
+/// along the rows; scales are IEEE halves, one a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Columns {
+    /// The elements.
+    pub float: Float,
+    /// Columns of the band, whole groups.
+    pub cols: usize,
+    /// Columns of a group: 32, 64 or 128.
+    pub group: usize,
+    /// Whose arithmetic and packing.
+    pub rule: Rule,
+}
+
+/// Whose arithmetic and packing along the input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Rule {
+    /// A word holds codes of one row.
+    Gptq {
+        /// Bits of a code: 2, 3, 4 or 8.
+        bits: u32,
+        /// Whether zero points are fixed at the middle.
+        symmetric: bool,
+        /// Whether zero points are stored less one, so that none may be 0.
+        less_one: bool,
+    },
+    /// A word holds the 4-bit codes that eight rows have in one column.
+    Awq,
+}
+
+impl Columns {
+    /// Rows that share words.
+    #[must_use]
+    pub const fn rows_of_word(&self) -> usize {
+        if matches!(self.rule, Rule::Awq) { 8 } else { 1 }
+    }
+
+    /// Words of a group, for each row or each eight of them.
+    #[must_use]
+    pub const fn words_of_group(&self) -> usize {
+        match self.rule {
+            Rule::Gptq { bits, .. } => self.group / 32 * bits as usize,
+            Rule::Awq => self.group,
+        }
+    }
+
+    /// Bits of a code.
+    #[must_use]
+    pub const fn bits(&self) -> u32 {
+        if let Rule::Gptq { bits, .. } = self.rule { bits } else { 4 }
+    }
+}
+
 /// A cast of elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Cast {
@@ -209,6 +265,7 @@ type QuantizeByBook = fn(Float, &Book, &[u8], &mut [u8], &mut [f32]);
 type BlockMaxima = fn(Float, &[u8], &mut [f32]);
 type QuantizeVectorwise = fn(Float, &[u8], &mut [u8]) -> f32;
 type QuantizeTiles = fn(Float, usize, &[u8], &mut [u8], &mut [f32]);
+type QuantizeColumns = fn(&Columns, &[u8], &mut [u8], &mut [u8], &mut [u8]);
 type CastRun = fn(&Cast, &[u8], &mut [u8]);
 type Count = fn(Float, &[u8]) -> usize;
 type MultiplyDense = fn(&Dense, &[f32], &[f32], &mut [f32]);
@@ -238,6 +295,7 @@ pub struct Kernels {
     block_maxima: BlockMaxima,
     quantize_vectorwise: QuantizeVectorwise,
     quantize_tiles: QuantizeTiles,
+    quantize_columns: QuantizeColumns,
     cast: CastRun,
     not_finite: Count,
     dense: MultiplyDense,
@@ -376,6 +434,16 @@ impl Kernels {
         (self.quantize_tiles)(float, cols, src, codes, inverses);
     }
 
+    /// Quantizes a band of columns, given row by row.
+    ///
+    /// # Panics
+    /// If the job is none of those that [`Columns`] lists, the rows are no multiple of 32, or the lengths do not
+    /// fit together.
+    pub fn quantize_columns(&self, job: &Columns, src: &[u8], codes: &mut [u8], zeros: &mut [u8], scales: &mut [u8]) {
+        check_columns(job, check_elements(src.len(), job.float), codes.len(), zeros.len(), scales.len());
+        (self.quantize_columns)(job, src, codes, zeros, scales);
+    }
+
     /// Casts a run of elements.
     ///
     /// # Panics
@@ -442,6 +510,16 @@ fn check_affine(job: &Affine, elements: usize, codes: usize, scales: usize, bias
     assert!(elements.is_multiple_of(job.group), "{elements} elements are no whole groups of {}", job.group);
     let parameters = elements / job.group * job.stored.size();
     assert_eq!((codes, scales, biases), (elements / 8 * job.bits as usize, parameters, parameters), "{job:?}");
+}
+
+fn check_columns(job: &Columns, elements: usize, codes: usize, zeros: usize, scales: usize) {
+    assert!(matches!(job.bits(), 2 | 3 | 4 | 8) && matches!(job.group, 32 | 64 | 128), "no such columns: {job:?}");
+    let (rows, rest) = (elements / job.cols.max(1), elements % job.cols.max(1));
+    assert!(job.cols.is_multiple_of(job.group) && job.cols > 0 && rest == 0, "{elements} elements: {job:?}");
+    assert!(rows.is_multiple_of(32), "{rows} rows are no whole words");
+    let (groups, bits) = (job.cols / job.group, job.bits() as usize);
+    let expected = (elements / 8 * bits, groups * rows / 8 * bits, groups * rows * 2);
+    assert_eq!((codes, zeros, scales), expected, "{job:?}");
 }
 
 fn check_micro(job: &Micro, elements: usize, codes: usize, scales: usize) {

@@ -20,6 +20,7 @@ pub(super) static KERNELS: Kernels = Kernels {
     block_maxima: |float, src, absmax| body::book::maxima(float, src, absmax),
     quantize_vectorwise: |float, row, codes| body::eight::vectorwise(float, row, codes),
     quantize_tiles: |float, cols, src, codes, inverses| body::eight::tiles(float, cols, src, codes, inverses),
+    quantize_columns: |job, src, codes, zeros, scales| body::columns::quantize(job, src, codes, zeros, scales),
     cast: |job, src, out| body::cast::cast(job, src, out),
     not_finite: |float, src| body::finite::not_finite(float, src),
     dense: |job, a, b, c| body::attention::dense(job, a, b, c),

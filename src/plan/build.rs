@@ -97,6 +97,8 @@ impl Builder<'_> {
         let metadata = |source: &[(String, String)]| dialect.metadata(&component, source);
         let laid = layout::lay(self.source, set, &metadata, &units, self.options.shard_size)?;
         let decided = self.decided(&arrangement, &decisions, &units, &laid.names);
+        let said = dialect.check(decider.default_scheme(), &decided);
+        said.map_err(|why| Error::refused(format!("{}: {why}", self.place_of(set))))?;
         self.list_layers(set, &arrangement, &decisions, &laid.names);
         self.plan.files.extend(laid.files);
         if laid.rewritten {

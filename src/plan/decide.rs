@@ -108,7 +108,7 @@ impl<'a> Decider<'a> {
         };
         let never = match self.dialect.choose(component, tensor, scheme.as_ref()) {
             Choice::Never(why) => Some(why),
-            _ => self.default.as_ref().and_then(|default| self.dialect.mix(default.as_ref(), scheme.as_ref()).err()),
+            _ => None,
         };
         match never.map_or_else(|| store(&rule.spec, scheme, tensor, None), Err) {
             Ok(stored) => {

@@ -25,7 +25,7 @@ mod survey;
 use std::{sync::Arc, time::SystemTime};
 
 use crate::{
-    quant::{Banding, Part, Scheme, Survey, Weight},
+    quant::{Axis, Banding, Part, Scheme, Survey, Weight},
     source::{FileId, Source},
     tensor::Float,
 };
@@ -245,6 +245,14 @@ impl Planned {
     #[must_use]
     pub fn tiles(&self) -> usize {
         self.banding.extent(&self.weight).div_ceil(self.tile)
+    }
+
+    /// How many rows of a band of columns, or a multiple, may be read and encoded alone. `None` where a tile is
+    /// made in one go: what is picked out of a transpose is read once.
+    #[must_use]
+    pub fn strip_rows(&self) -> Option<usize> {
+        let dense = self.origin.pieces.iter().all(|piece| piece.col_stride == self.origin.stored.size());
+        self.scheme.strip_rows().filter(|_| dense && self.banding.axis == Axis::Columns)
     }
 }
 

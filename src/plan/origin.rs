@@ -103,9 +103,13 @@ pub(crate) fn planned(
     parts: Vec<Part>,
 ) -> Planned {
     let banding = scheme.banding(&weight);
-    let tile = tile_len(banding, &weight);
     let key = key(source, &weight, &origin, scheme.as_ref());
-    Planned { weight, origin, scheme, survey: None, parts, banding, tile, key }
+    let mut planned = Planned { weight, origin, scheme, survey: None, parts, banding, tile: banding.granule, key };
+    planned.tile = match planned.strip_rows() {
+        Some(_) => tile_cols(&planned),
+        None => tile_len(banding, &planned.weight),
+    };
+    planned
 }
 
 /// The multiple of the granule that comes nearest to [`TILE_ELEMENTS`] from below, one granule at
@@ -118,6 +122,22 @@ fn tile_len(banding: Banding, weight: &Weight) -> usize {
     };
     let granules = TILE_ELEMENTS / unit.max(1) / banding.granule;
     granules.max(1) * banding.granule
+}
+
+/// Bytes of a row that one read brings: it takes 1 us out of the page cache, of which the call is the larger half.
+const LINE_BYTES: usize = 4 << 10;
+/// The most that a tile of columns makes, all parts together; its source is never in memory as a whole.
+const PART_BYTES: usize = 4 << 20;
+
+/// Columns of a tile that is made strip by strip: rows long enough to be read one by one, while what
+/// becomes of them stays small.
+fn tile_cols(planned: &Planned) -> usize {
+    let Planned { weight, banding, parts, .. } = planned;
+    let line = LINE_BYTES / planned.origin.stored.size();
+    let wanted = line.max(TILE_ELEMENTS / weight.rows().max(1)).div_ceil(banding.granule);
+    let extent = banding.extent(weight);
+    let made: usize = parts.iter().map(|part| part.range(*banding, extent, 0..banding.granule).len()).sum();
+    wanted.min(PART_BYTES / made.max(1)).max(1) * banding.granule
 }
 
 fn key(source: &dyn Source, weight: &Weight, origin: &Origin, scheme: &dyn Scheme) -> [u8; 16] {

@@ -207,6 +207,13 @@ pub trait Scheme: Send + Sync + Debug {
     /// How a weight may be cut.
     fn banding(&self, weight: &Weight) -> Banding;
 
+    /// For bands of columns: how many rows of a band, or a multiple, may be encoded alone, as if the weight had no
+    /// others. Their bytes are then a share, in proportion, of each line of every part, which is as long as its
+    /// last dimension. `None` where a band is encoded whole.
+    fn strip_rows(&self) -> Option<usize> {
+        None
+    }
+
     /// What must be known of the whole weight before any of it is encoded; mostly nothing. Where there is
     /// something, the scheme that [`Survey::conclude`] gives encodes the bands, and this one takes
     /// each band for the whole weight.

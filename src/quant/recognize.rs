@@ -11,6 +11,15 @@ use crate::{
     tensor::{Dtype, TensorInfo},
 };
 
+/// What a weight's first part is called after its module, where it is not the weight itself.
+const CODES: [&str; 1] = [".qweight"];
+
+/// The module whose weight a tensor of this name is, or begins.
+#[must_use]
+pub fn stem(name: &str) -> Option<&str> {
+    name.strip_suffix(".weight").or_else(|| CODES.iter().find_map(|suffix| name.strip_suffix(suffix)))
+}
+
 /// A module of a directory: the tensors whose names start with its stem.
 #[derive(Clone, Debug)]
 pub struct Module<'a> {

@@ -60,14 +60,15 @@ impl Statements {
     pub fn add_config(&mut self, config: &Value) {
         let block = |key: &str| config.get(key).and_then(Value::as_object);
         let Some(block) = block("quantization").or_else(|| block("quantization_config")) else { return };
-        if block.contains_key("quant_method") {
-            // Another library's: its tensors tell.
+        if matches!(block.get("quant_method").and_then(Value::as_str), Some("bitsandbytes" | "fp8")) {
+            // Their tensors tell.
             return;
         }
         let modules = block.iter().filter(|(_, entry)| entry.is_object());
         let modules = modules.map(|(stem, entry)| (stem.clone(), entry_of_config(entry))).collect();
         let mut default = read(&Value::Object(block.clone()));
-        default.mode.get_or_insert_with(|| "affine".to_owned());
+        let method = method(block);
+        default.mode.get_or_insert_with(|| method.unwrap_or("affine").to_owned());
         self.documents.push(Document { default: Some(default), modules, of_states: false });
     }
 
@@ -144,6 +145,17 @@ impl Statements {
             stated.float = stated.float.or(entry.float);
         }
         stated
+    }
+}
+
+/// The mode that a Hugging Face block's `quant_method` stands for. GPTQ's zero points are stored in two ways; of
+/// AWQ's packings one is known here, and another keeps its name.
+fn method(block: &serde_json::Map<String, Value>) -> Option<&str> {
+    let text = |key: &str| block.get(key).and_then(Value::as_str);
+    match text("quant_method")? {
+        "gptq" => Some(text("checkpoint_format").unwrap_or("gptq")),
+        "awq" => Some(text("version").filter(|version| !version.eq_ignore_ascii_case("gemm")).unwrap_or("awq")),
+        _ => None,
     }
 }
 

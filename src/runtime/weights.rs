@@ -13,8 +13,8 @@ use std::{
 use crate::{
     container::json,
     quant::{
-        Module, Recognized, Unsupported, Weight, format::cast::Cast, operator::Bytes, recognize::recognize,
-        stated::{Statements, is_state},
+        Content, Facts, Module, Recognized, Unsupported, Weight, format::cast::Cast, operator::Bytes,
+        recognize::recognize, stated::{Statements, is_state},
     },
     runtime::{
         Embedding, Error, QuantizedLinear, Tensor,
@@ -178,8 +178,10 @@ impl Weights {
         }
         match recognize(&self.module(stem)) {
             Some(found) => {
-                let weight = self.tensor(&format!("{stem}.weight"))?;
-                let found = found.map_err(|Unsupported(why)| weight.wrong(why))?;
+                let found = found.map_err(|Unsupported(why)| match self.tensor(&format!("{stem}.weight")) {
+                    Ok(weight) => weight.wrong(why),
+                    Err(_) => Error::refused(&self.path, format!("{stem}: {why}")),
+                })?;
                 self.quantized(stem, found)
             }
             None => self.dense(stem),
@@ -190,9 +192,19 @@ impl Weights {
         let Recognized { scheme, weight } = found;
         let unreadable = |Unsupported(why)| Error::refused(&self.path, format!("{stem}: {why}"));
         let parts = scheme.parts(&weight).map_err(unreadable)?;
-        let bytes = parts.iter().map(|part| Ok(self.tensor(&format!("{stem}{}", part.suffix))?.bytes.clone()));
-        let parts: Vec<Bytes> = bytes.collect::<Result<_, Error>>()?;
-        let file = self.tensor(&format!("{stem}.weight"))?.file().display().to_string();
+        let tensors = parts.iter().map(|part| self.tensor(&format!("{stem}{}", part.suffix)));
+        let tensors: Vec<&Tensor> = tensors.collect::<Result<_, Error>>()?;
+        for (part, tensor) in parts.iter().zip(&tensors) {
+            if let Content::Constant(expected) = &part.content
+                && tensor.bytes[..] != expected[..]
+            {
+                let Facts { mode, .. } = scheme.facts();
+                let why = format!("it is not what {mode} weights of shape {:?} have there", weight.shape);
+                return Err(tensor.wrong(format!("{why}; columns in an order of their own (act-order) are not read")));
+            }
+        }
+        let file = tensors.first().map_or_else(String::new, |tensor| tensor.file().display().to_string());
+        let parts: Vec<Bytes> = tensors.into_iter().map(|tensor| tensor.bytes.clone()).collect();
         Ok(Stored { found: Recognized { scheme, weight }, parts, quantized: true, file })
     }
 

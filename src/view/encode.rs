@@ -44,11 +44,13 @@ pub(super) struct Buffers {
     stored: Vec<u8>,
     cast: Vec<u8>,
     window: Vec<u8>,
+    /// What becomes of a strip, part by part.
+    strip: Vec<u8>,
 }
 
 impl Buffers {
     fn capacity(&self) -> usize {
-        self.stored.capacity() + self.cast.capacity() + self.window.capacity()
+        [&self.stored, &self.cast, &self.window, &self.strip].map(Vec::capacity).iter().sum()
     }
 }
 
@@ -109,18 +111,25 @@ fn stretches(planned: &Planned, band: Range<usize>) -> impl Iterator<Item = Rang
     band.clone().step_by(step).map(move |start| start..start.saturating_add(step).min(band.end))
 }
 
+/// Rows of a strip of a band of columns, where that is made strip by strip. What is added to is made as a whole.
+fn strip(planned: &Planned, band: &Range<usize>) -> Option<usize> {
+    let granule = planned.strip_rows().filter(|_| planned.origin.deltas.is_empty())?;
+    let bytes = granule * band.len() * planned.origin.stored.size();
+    Some(granule * (STRETCH_BYTES / bytes.max(1)).max(1))
+}
+
 /// Bytes that encoding a tile takes at most: elements of a stretch, their cast, the window, the parts.
 pub(super) fn cost(planned: &Planned, tile: u32) -> usize {
     let band = band(planned, tile);
+    let made = places(planned, &band).map(|part| part.len()).sum::<usize>();
     let first = stretches(planned, band.clone()).next().unwrap_or(0..0);
-    let (rows, cols) = dimensions(planned, &first);
+    let (height, cols) = dimensions(planned, &first);
+    let rows = strip(planned, &band).map_or(height, |rows| rows.min(height));
     let origin = &planned.origin;
     let cast = if is_cast(origin) { origin.float.size() } else { 0 };
-    let window = if is_straight(origin) { 0 } else { WINDOW };
-    rows * cols * (origin.stored.size() + cast)
-        + window
-        + merge::cost(origin)
-        + places(planned, &band).map(|part| part.len()).sum::<usize>()
+    let window = if is_straight(origin) && planned.banding.axis != Axis::Columns { 0 } else { WINDOW };
+    let of_strip = if rows < height { made * rows / height } else { 0 };
+    rows * cols * (origin.stored.size() + cast) + window + merge::cost(origin) + of_strip + made
 }
 
 /// The bytes of each part that a band makes.
@@ -186,21 +195,58 @@ impl Encoder<'_> {
         let mut parts: Vec<Arc<[u8]>> = places(planned, &band).map(|part| memory(self.cache, part.len())).collect();
         let own = |part| Arc::get_mut(part).expect("nobody has heard of it yet");
         let mut rest: Vec<&mut [u8]> = parts.iter_mut().map(own).collect();
-        let (mut odd, mut busy) = (0, Duration::ZERO);
-        for stretch in stretches(planned, band) {
-            let (rows, cols) = dimensions(planned, &stretch);
-            let mut out = cut(planned, &stretch, &mut rest);
-            self.gather(planned, stretch, rows * cols, buffers)?;
-            let started = Instant::now();
-            odd += kernels().not_finite(planned.origin.stored, &buffers.stored);
-            let data = prepare(&planned.origin, rows * cols, buffers);
-            scheme.encode(Rows { data, float: planned.origin.float, rows, cols }, &mut out);
-            busy += started.elapsed();
+        let mut tally = Tally::default();
+        if let Some(step) = strip(planned, &band) {
+            let out = cut(planned, &band, &mut rest);
+            self.strips(planned, scheme, (band, step), out, buffers, &mut tally)?;
+        } else {
+            for stretch in stretches(planned, band) {
+                let (rows, cols) = dimensions(planned, &stretch);
+                let mut out = cut(planned, &stretch, &mut rest);
+                self.gather(planned, stretch, rows * cols, buffers)?;
+                tally.encode(planned, scheme, [rows, cols], buffers, &mut out);
+            }
         }
-        self.tell_odd(planned, tile, odd);
-        add(&self.counters.encode_ns, usize::try_from(busy.as_nanos()).unwrap_or(usize::MAX));
+        self.tell_odd(planned, tile, tally.odd);
+        add(&self.counters.encode_ns, usize::try_from(tally.busy.as_nanos()).unwrap_or(usize::MAX));
         add(&self.counters.tiles, 1);
         Ok(parts.into())
+    }
+
+    /// A band of columns, so many rows after the other: what becomes of them is a share of each line of the parts.
+    fn strips(
+        &self,
+        planned: &Planned,
+        scheme: &dyn Scheme,
+        (band, step): (Range<usize>, usize),
+        mut out: Vec<&mut [u8]>,
+        buffers: &mut Buffers,
+        tally: &mut Tally,
+    ) -> Result<(), Failure> {
+        let (height, size) = (planned.weight.rows(), planned.origin.stored.size());
+        let mut made = std::mem::take(&mut buffers.strip);
+        for first in (0..height).step_by(step) {
+            let rows = first..(first + step).min(height);
+            buffers.stored.resize(rows.len() * band.len() * size, 0);
+            let Buffers { stored, window, .. } = &mut *buffers;
+            self.gathering(planned, window).strip(rows.clone(), band.clone(), stored)?;
+            let shares: Vec<usize> = out.iter().map(|part| part.len() * rows.len() / height).collect();
+            made.resize(shares.iter().sum(), 0);
+            let mut rest = made.as_mut_slice();
+            let mut split = |len: &usize| rest.split_off_mut(..*len).unwrap_or_default();
+            let mut strip: Vec<&mut [u8]> = shares.iter().map(&mut split).collect();
+            tally.encode(planned, scheme, [rows.len(), band.len()], buffers, &mut strip);
+            let encoded = planned.parts.iter().filter(|part| part.is_encoded());
+            for ((part, whole), strip) in encoded.zip(&mut out).zip(&strip) {
+                let line = part.shape.last().map_or(0, |n| n * part.dtype.bitsize() / 8);
+                let (at, own) = (line * first / height, line * rows.len() / height);
+                for (line, own) in whole.chunks_exact_mut(line.max(1)).zip(strip.chunks_exact(own.max(1))) {
+                    line[at..at + own.len()].copy_from_slice(own);
+                }
+            }
+        }
+        buffers.strip = made;
+        Ok(())
     }
 
     /// NaN and infinite elements have the bytes that the reference library gives them; they are
@@ -228,9 +274,38 @@ impl Encoder<'_> {
     ) -> Result<(), Failure> {
         let Buffers { stored, window, .. } = buffers;
         stored.resize(count * planned.origin.stored.size(), 0);
-        let mut gather = Gather { reader: &self.reader, origin: &planned.origin, weight: &planned.weight, window };
-        gather.band(planned.banding.axis, band.clone(), stored)?;
+        self.gathering(planned, window).band(planned.banding.axis, band.clone(), stored)?;
         Ok(merge::merge(&self.reader, &planned.origin, &planned.weight, (planned.banding.axis, band), stored)?)
+    }
+
+    fn gathering<'a>(&'a self, planned: &'a Planned, window: &'a mut Vec<u8>) -> Gather<'a> {
+        Gather { reader: &self.reader, origin: &planned.origin, weight: &planned.weight, window }
+    }
+}
+
+/// What a tile takes beside reading.
+#[derive(Default)]
+struct Tally {
+    /// Elements that are NaN or infinite.
+    odd: usize,
+    busy: Duration,
+}
+
+impl Tally {
+    /// Encodes what was gathered: so many rows and columns.
+    fn encode(
+        &mut self,
+        planned: &Planned,
+        scheme: &dyn Scheme,
+        [rows, cols]: [usize; 2],
+        buffers: &mut Buffers,
+        out: &mut [&mut [u8]],
+    ) {
+        let started = Instant::now();
+        self.odd += kernels().not_finite(planned.origin.stored, &buffers.stored);
+        let data = prepare(&planned.origin, rows * cols, buffers);
+        scheme.encode(Rows { data, float: planned.origin.float, rows, cols }, out);
+        self.busy += started.elapsed();
     }
 }
 

@@ -19,8 +19,9 @@ use crate::{
 
 /// The most that is read at once to pick elements out of it.
 pub(super) const WINDOW: usize = 1 << 20;
-/// A gap up to this long is read through: it costs less than another system call.
-const GAP: usize = 16 << 10;
+/// A gap up to this long is read through. Beside 0.65 us for another system call, copying out of the page cache
+/// at 8 GB/s takes as long for 5 KB.
+const GAP: usize = 4 << 10;
 
 /// Counted reads of a source.
 pub(super) struct Reader<'a> {
@@ -34,11 +35,17 @@ pub(super) struct Reader<'a> {
 
 impl Reader<'_> {
     pub(super) fn read(&self, file: FileId, offset: u64, buf: &mut [u8]) -> Result<(), Error> {
-        self.source.read_exact_at(file, offset, buf)?;
-        self.bytes.fetch_add(buf.len() as u64, Relaxed);
+        self.read_kept(file, offset, buf)?;
         if self.release {
             self.source.release(file, offset..offset + buf.len() as u64);
         }
+        Ok(())
+    }
+
+    /// Without a word on the system's cache: a part of a page tells nothing of the rest of it.
+    fn read_kept(&self, file: FileId, offset: u64, buf: &mut [u8]) -> Result<(), Error> {
+        self.source.read_exact_at(file, offset, buf)?;
+        self.bytes.fetch_add(buf.len() as u64, Relaxed);
         Ok(())
     }
 }
@@ -69,8 +76,15 @@ impl Gather<'_> {
         match axis {
             Axis::Flat => self.run(band, out)?,
             Axis::Rows => self.run(band.start * cols..band.end * cols, out)?,
-            Axis::Columns => self.columns(band, out)?,
+            Axis::Columns => self.columns(0..self.weight.rows(), band, out)?,
         }
+        self.reader.tile_bytes.fetch_add(out.len() as u64, Relaxed);
+        Ok(())
+    }
+
+    /// Fills `out` with what some rows have in a band of columns.
+    pub(super) fn strip(&mut self, rows: Range<usize>, band: Range<usize>, out: &mut [u8]) -> Result<(), Error> {
+        self.columns(rows, band, out)?;
         self.reader.tile_bytes.fetch_add(out.len() as u64, Relaxed);
         Ok(())
     }
@@ -114,8 +128,8 @@ impl Gather<'_> {
         Ok(())
     }
 
-    /// A range of columns of every row.
-    fn columns(&mut self, band: Range<usize>, out: &mut [u8]) -> Result<(), Error> {
+    /// A range of columns of some rows.
+    fn columns(&mut self, rows: Range<usize>, band: Range<usize>, out: &mut [u8]) -> Result<(), Error> {
         let width = self.weight.cols();
         let line = band.len() * self.size();
         let mut first = 0;
@@ -123,14 +137,37 @@ impl Gather<'_> {
             let elements = piece.rows * piece.cols;
             let whole_rows = first % width == 0 && elements % width == 0;
             if let Some(piece) = whole_rows.then(|| reshaped(piece, width)).flatten() {
-                let lines = &mut out[first / width * line..][..piece.rows * line];
-                self.block(&cut(&piece, 0, piece.rows, band.start, band.len()), lines)?;
+                let above = first / width;
+                let some = rows.start.max(above)..rows.end.min(above + piece.rows);
+                if some.start < some.end {
+                    let lines = &mut out[(some.start - rows.start) * line..][..some.len() * line];
+                    self.lines(&piece, some.start - above..some.end - above, &band, lines)?;
+                }
             } else {
-                self.ragged_columns(piece, first, &band, out)?;
+                self.ragged_columns(piece, first, &rows, &band, out)?;
             }
             first += elements;
         }
         assert_eq!(first, self.weight.elements(), "elements in the origin of {}", self.weight.stem);
+        Ok(())
+    }
+
+    /// A range of columns of rows of a piece that has the weight's. The other bands come for the other columns of
+    /// the same pages: the first band asks for them all in one go, and they are given up after the last one.
+    fn lines(&mut self, piece: &Piece, rows: Range<usize>, band: &Range<usize>, out: &mut [u8]) -> Result<(), Error> {
+        let block = cut(piece, rows.start, rows.len(), band.start, band.len());
+        if !self.is_apart(&block) {
+            return self.block(&block, out);
+        }
+        let start = piece.offset + (rows.start * piece.row_stride) as u64;
+        let span = start..start + ((rows.len() - 1) * piece.row_stride + piece.cols * piece.col_stride) as u64;
+        if band.start == 0 {
+            self.reader.source.hint(piece.file, span.clone());
+        }
+        self.apart(&block, out)?;
+        if self.reader.release && band.end == piece.cols {
+            self.reader.source.release(piece.file, span);
+        }
         Ok(())
     }
 
@@ -139,15 +176,16 @@ impl Gather<'_> {
         &mut self,
         piece: &Piece,
         first: usize,
+        rows: &Range<usize>,
         band: &Range<usize>,
         out: &mut [u8],
     ) -> Result<(), Error> {
         let (width, size, end) = (self.weight.cols(), self.size(), first + piece.rows * piece.cols);
-        for row in first / width..end.div_ceil(width) {
+        for row in rows.start.max(first / width)..rows.end.min(end.div_ceil(width)) {
             let line = row * width + band.start..row * width + band.end;
             let part = line.start.max(first)..line.end.min(end);
             if part.start < part.end {
-                let at = (row * band.len() + part.start - line.start) * size;
+                let at = ((row - rows.start) * band.len() + part.start - line.start) * size;
                 self.piece_run(piece, part.start - first..part.end - first, &mut out[at..][..part.len() * size])?;
             }
         }
@@ -156,16 +194,26 @@ impl Gather<'_> {
 
     /// A rectangle, dense and row-major into `out`.
     fn block(&mut self, block: &Block, out: &mut [u8]) -> Result<(), Error> {
-        let line = block.cols * self.size();
-        let short = block.rows > 1 && line < block.row_stride.min(GAP);
-        if short || block.col_stride != self.size() {
-            return self.picked(block, out);
+        if self.is_apart(block) {
+            return self.apart(block, out);
         }
-        if block.rows == 1 || block.row_stride == line {
+        let dense = block.rows == 1 || block.row_stride == block.cols * self.size();
+        if dense && block.col_stride == self.size() {
             return self.reader.read(block.file, block.offset, out);
         }
-        for (row, line) in out.chunks_exact_mut(line).enumerate() {
-            self.reader.read(block.file, block.offset + (row * block.row_stride) as u64, line)?;
+        self.picked(block, out)
+    }
+
+    /// Whether the rows of a rectangle are runs so far from each other that each is read by itself.
+    fn is_apart(&self, block: &Block) -> bool {
+        let line = block.cols * self.size();
+        block.rows > 1 && block.col_stride == self.size() && block.row_stride > line + GAP
+    }
+
+    /// A rectangle row by row.
+    fn apart(&self, block: &Block, out: &mut [u8]) -> Result<(), Error> {
+        for (row, line) in out.chunks_exact_mut(block.cols * self.size()).enumerate() {
+            self.reader.read_kept(block.file, block.offset + (row * block.row_stride) as u64, line)?;
         }
         Ok(())
     }

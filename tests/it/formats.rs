@@ -245,7 +245,8 @@ fn expected_error(mode: &str, bits: u32) -> (f64, f64) {
         ("nvfp4", _) => (0.08, 0.12),
         ("affine", 8) => (0.004, 0.012),
         ("int8", 8) => (0.006, 0.014),
-        ("affine", b) => {
+        ("gptq" | "gptq_v2" | "awq", 8) => (0.004, 0.016),
+        ("affine" | "gptq" | "gptq_v2" | "awq", b) => {
             let steps = f64::from((1 << b) - 1);
             (0.9 / steps, 1.9 / steps)
         }

@@ -1,7 +1,9 @@
 //! Every table of kernels against the scalar one, bit for bit: sizes, alignments, special values.
 
 use quantfs::{
-    kernel::{Affine, Blocks, Cast, Flavour, Isa, Kernels, Micro, MicroCode, ScaleRule, available, kernels},
+    kernel::{
+        Affine, Blocks, Cast, Columns, Flavour, Isa, Kernels, Micro, MicroCode, Rule, ScaleRule, available, kernels,
+    },
     tensor::Float,
 };
 
@@ -257,6 +259,29 @@ fn symmetric_codes_and_blocks_are_the_same_from_every_table() {
                 let mut found = vec![0.0; blocks];
                 k.quantize_blocks(&job, &values, codes, &mut found, zeros);
                 store(&found, scales);
+            });
+        }
+    }
+}
+
+#[test]
+fn columns_are_the_same_from_every_table() {
+    let mut random = Random(23);
+    let gptq = |bits, symmetric, less_one| Rule::Gptq { bits, symmetric, less_one };
+    let widths =
+        [2, 3, 4, 8].into_iter().flat_map(|b| [gptq(b, true, true), gptq(b, false, true), gptq(b, false, false)]);
+    for rule in widths.chain([Rule::Awq]) {
+        for (i, float) in Float::ALL.into_iter().cycle().take(9).enumerate() {
+            let (group, rows) = ([32, 64, 128][i / 3], [32, 64, 160, 288][random.index(4)]);
+            let job = Columns { float, cols: group * (1 + random.index(3)), group, rule };
+            let (count, start) = (rows * job.cols, random.index(8));
+            let src = elements(&mut random, float, count, start);
+            let (codes, zeros) = (count / 8 * job.bits() as usize, count / group / 8 * job.bits() as usize);
+            let what = format!("{job:?}, {rows} rows, start {start}");
+            differential(&what, codes + zeros + count / group * 2, start, |k, out| {
+                let (codes, out) = out.split_at_mut(codes);
+                let (zeros, scales) = out.split_at_mut(zeros);
+                k.quantize_columns(&job, &src[start..], codes, zeros, scales);
             });
         }
     }

@@ -20,6 +20,8 @@ mod dialects;
 mod footprint;
 mod formats;
 mod golden;
+mod gptq;
+mod gptq_views;
 mod hostile;
 mod kernels;
 mod layers;

@@ -15,6 +15,7 @@ pub(super) mod attention;
 pub(super) mod blocks;
 pub(super) mod book;
 pub(super) mod cast;
+pub(super) mod columns;
 pub(super) mod dot;
 pub(super) mod eight;
 pub(super) mod exponent;

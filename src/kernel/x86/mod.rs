@@ -25,7 +25,10 @@ use super::{Ahead, Kernels};
 macro_rules! instances {
     ($isa:expr, $features:literal, $sixteen:ident, $rows:literal x $inputs:literal) => {
         use crate::{
-            kernel::{Affine, Blocks, Cast, Dense, Inputs, Kernels, Micro, Panel, Product, Rows, Stored, Tiling, body},
+            kernel::{
+                Affine, Blocks, Cast, Columns, Dense, Inputs, Kernels, Micro, Panel, Product, Rows, Stored, Tiling,
+                body,
+            },
             num::book::Book,
             tensor::Float,
         };
@@ -83,6 +86,11 @@ macro_rules! instances {
         #[target_feature(enable = $features)]
         fn quantize_tiles(float: Float, cols: usize, src: &[u8], codes: &mut [u8], inverses: &mut [f32]) {
             body::eight::tiles(float, cols, src, codes, inverses);
+        }
+
+        #[target_feature(enable = $features)]
+        fn quantize_columns(job: &Columns, src: &[u8], codes: &mut [u8], zeros: &mut [u8], scales: &mut [u8]) {
+            body::columns::quantize(job, src, codes, zeros, scales);
         }
 
         #[target_feature(enable = $features)]
@@ -197,6 +205,10 @@ macro_rules! instances {
             quantize_tiles: |float, cols, src, codes, inverses| {
                 // SAFETY: as above.
                 unsafe { quantize_tiles(float, cols, src, codes, inverses) }
+            },
+            quantize_columns: |job, src, codes, zeros, scales| {
+                // SAFETY: as above.
+                unsafe { quantize_columns(job, src, codes, zeros, scales) }
             },
             cast: |job, src, out| {
                 // SAFETY: as above.

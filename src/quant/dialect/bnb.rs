@@ -48,11 +48,16 @@ impl Dialect for BitsAndBytes {
         hf::choose(component, tensor)
     }
 
-    fn mix(&self, default: &dyn Scheme, other: &dyn Scheme) -> Result<(), String> {
-        if default.config() == other.config() {
-            return Ok(());
+    fn check(&self, default: Option<&dyn Scheme>, decided: &[Decided<'_>]) -> Result<(), String> {
+        let Some(top) = hf::top(default, decided) else { return Ok(()) };
+        match decided.iter().find(|d| d.facts.is_some() && d.config != top) {
+            None => Ok(()),
+            Some(other) => Err(format!(
+                "{} would be stored by another scheme than the view's, but bitsandbytes' config names one scheme for all \
+                 layers; rules can keep layers dense (`source`)",
+                other.tensor.info.name
+            )),
         }
-        Err("bitsandbytes' config names one scheme for all layers".to_owned())
     }
 
     fn config(

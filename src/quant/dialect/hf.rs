@@ -10,7 +10,10 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     container::json,
-    quant::dialect::{Arranged, Choice, Component, Decided},
+    quant::{
+        Scheme,
+        dialect::{Arranged, Choice, Component, Decided},
+    },
     tensor::Float,
 };
 
@@ -173,6 +176,13 @@ fn is_language_model(component: &Component<'_>) -> bool {
     let classes = component.config.and_then(|c| c.get("architectures")).and_then(Value::as_array);
     let mut names = classes.into_iter().flatten().filter_map(Value::as_str);
     names.any(|name| name.ends_with("ForCausalLM") || name.ends_with("ForConditionalGeneration"))
+}
+
+/// What a config's first lines say: the view's own scheme, or the first layer's where the view is dense but for
+/// some rules.
+pub(super) fn top(default: Option<&dyn Scheme>, decided: &[Decided<'_>]) -> Option<Value> {
+    let first = || decided.iter().find(|d| d.facts.is_some()).map(|d| d.config.clone());
+    default.map(Scheme::config).or_else(first)
 }
 
 /// `config.json` with a block that says how the weights are quantized: keys sorted, indented by 2, as

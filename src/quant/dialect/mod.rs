@@ -4,8 +4,10 @@
 //! view shows, from which source elements, which of them may be quantized, and what the JSON files
 //! say. It knows no bytes and no offsets.
 
+pub mod awq;
 pub mod bnb;
 pub mod fp8;
+pub mod gptq;
 pub mod mirror;
 pub mod mlx;
 pub mod plain;
@@ -150,12 +152,12 @@ pub trait Dialect: Sync + Debug {
         None
     }
 
-    /// Whether a rule may store some weights by another scheme in a view of the scheme `default`.
+    /// Whether the loaders can be told of all that was decided.
     ///
     /// # Errors
-    /// Why the loaders could not read such a view.
-    fn mix(&self, default: &dyn Scheme, other: &dyn Scheme) -> Result<(), String> {
-        let _ = (default, other);
+    /// What their config has no words for, with the modules' names and what to do.
+    fn check(&self, default: Option<&dyn Scheme>, decided: &[Decided<'_>]) -> Result<(), String> {
+        let _ = (default, decided);
         Ok(())
     }
 

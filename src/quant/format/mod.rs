@@ -1,14 +1,17 @@
 //! The registry of formats: one file a format, one line here.
 //!
-//! Beside the formats lie the schemes that several of them share: [`affine`], [`microscaling`], and
+//! Beside the formats lie the schemes that several of them share: [`affine`], [`microscaling`], [`columns`], and
 //! [`cast`], which is no format of its own but what the plan gives to dense tensors; [`dense`], which shows
 //! another scheme's values; and [`matmul_nbits`], which the runtime makes and reads.
 
 pub mod affine;
+pub mod awq;
 pub mod bnb;
 pub mod cast;
+pub mod columns;
 pub mod dense;
 pub mod fp8;
+pub mod gptq;
 pub mod matmul_nbits;
 pub mod microscaling;
 pub mod mlx;
@@ -23,8 +26,16 @@ use crate::{
 };
 
 /// All formats, in the order of the table.
-pub static FORMATS: &[&dyn Format] = 
-    &[&mlx::Mlx, &zimage::Zimage, &fp8::Fp8, &bnb::BitsAndBytes, &sym::Symmetric, &source::Source];
+pub static FORMATS: &[&dyn Format] = &[
+    &mlx::Mlx,
+    &zimage::Zimage,
+    &fp8::Fp8,
+    &gptq::Gptq,
+    &awq::Awq,
+    &bnb::BitsAndBytes,
+    &sym::Symmetric,
+    &source::Source,
+];
 
 /// How a format of the table, or a scheme beside the table, recognizes a module.
 pub(super) fn recognize(module: &Module<'_>) -> Option<Result<Recognized, Unsupported>> {

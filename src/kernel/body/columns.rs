@@ -1,0 +1,256 @@
+//! Round to nearest along the input: GPTQ's and AWQ's codes, whose words hold what the rows of the weight
+//! have one below the other once the weight is transposed (`quant::format::{gptq,awq}` say what it follows).
+//!
+//! A band of whole groups of columns comes in row by row. Rows are coded as they lie, sixteen words of
+//! them are turned at a time: a line of the transposed output is written once and whole.
+//!
+//! A group with a NaN has a NaN for its scale and code 0 everywhere, so that all of its values are NaN, as
+//! the reference's arithmetic has it; so has an infinite element whose scale is infinite.
+
+use crate::{
+    kernel::{Columns, Rule},
+    tensor::Float,
+};
+
+use super::{affine::extrema, larger, narrow, pack::pack, round_to, sixteen::LANES, smaller, widen};
+
+/// 1.5 * 2^23: added to a value of at most 2^22 in magnitude it leaves the value rounded half to even, in
+/// two's complement in the low bits.
+const ROUNDER: f32 = 12_582_912.0;
+/// Values that are coded together: with fewer, the compiler takes one of each of several runs.
+const RUN: usize = 32;
+/// Elements of the longest group.
+const LONGEST: usize = 128;
+/// Rows of a word of AWQ: 4-bit codes in 32 bits.
+const OCTET: usize = 8;
+/// Row of an octet whose code a word of AWQ holds in its lowest bits, the next ones, ...
+const ORDER: [usize; OCTET] = [0, 2, 4, 6, 1, 3, 5, 7];
+/// Least step of AWQ's groups before it is divided: 1e-5 as an IEEE half.
+const LEAST_SPAN: f32 = 168.0 / 16_777_216.0;
+/// What the elements of a group share, for each of sixteen rows.
+struct Fits {
+    scale: [f32; LANES],
+    zero: [f32; LANES],
+}
+
+/// Room for one group of the rows of a line of the output.
+struct Scratch {
+    values: [[f32; LONGEST]; LANES],
+    coded: [[u8; LONGEST]; LANES],
+    /// Words before they are turned.
+    words: [[u32; LONGEST]; LANES],
+    zeros: [u8; LANES * OCTET],
+    scales: [f32; LANES * OCTET],
+}
+
+/// Codes, zero points and scales of a band; see [`Columns`] for their layout.
+#[inline(always)]
+pub(in crate::kernel) fn quantize(job: &Columns, src: &[u8], codes: &mut [u8], zeros: &mut [u8], scales: &mut [u8]) {
+    let mut scratch = Scratch {
+        values: [[0.0; LONGEST]; LANES],
+        coded: [[0; LONGEST]; LANES],
+        words: [[0; LONGEST]; LANES],
+        zeros: [0; LANES * OCTET],
+        scales: [0.0; LANES * OCTET],
+    };
+    let (row_bytes, group_bytes) = (job.cols * job.float.size(), job.group * job.float.size());
+    let (rows, groups, per_word) = (src.len() / row_bytes, job.cols / job.group, job.rows_of_word());
+    let line = rows / per_word * 4;
+    let (code_bytes, zero_bytes) = (codes.len() / groups, zeros.len() / groups);
+    for (block, some) in src.chunks(LANES * per_word * row_bytes).enumerate() {
+        let (first, count) = (block * LANES * per_word, some.len() / row_bytes);
+        for group in 0..groups {
+            for (number, sixteen) in some.chunks_exact(LANES * row_bytes).enumerate() {
+                let rows = sixteen.chunks_exact(row_bytes).map(|row| &row[group * group_bytes..][..group_bytes]);
+                code_rows(job, rows, number, &mut scratch);
+            }
+            let codes = &mut codes[group * code_bytes..][..code_bytes];
+            turn(&scratch.words, count / per_word, line, &mut codes[first / per_word * 4..]);
+            let zeros = &mut zeros[group * zero_bytes..][..zero_bytes];
+            pack_zeros(job, &scratch.zeros[..count], &mut zeros[first * zero_bytes / rows..]);
+            narrow(Float::F16, &scratch.scales[..count], &mut scales[(group * rows + first) * 2..][..count * 2]);
+        }
+    }
+}
+
+/// The words of one group of the sixteen rows of this number.
+#[inline(always)]
+fn code_rows<'a>(job: &Columns, rows: impl Iterator<Item = &'a [u8]>, number: usize, scratch: &mut Scratch) {
+    let Scratch { values, coded, words, zeros, scales } = scratch;
+    for (row, values) in rows.zip(values.iter_mut()) {
+        let values = &mut values[..job.group];
+        widen(job.float, row, values);
+        if job.rule == Rule::Awq && job.float != Float::F16 {
+            round_to(Float::F16, values);
+        }
+    }
+    let fits = fit(job, values);
+    let own = number * LANES..(number + 1) * LANES;
+    scales[own.clone()].copy_from_slice(&fits.scale);
+    zeros[own].iter_mut().zip(fits.zero).for_each(|(stored, zero)| *stored = low_byte(zero + ROUNDER));
+    for (i, (values, coded)) in values.iter().zip(coded.iter_mut()).enumerate() {
+        let (values, coded) = (&values[..job.group], &mut coded[..job.group]);
+        match job.rule {
+            Rule::Gptq { bits, .. } => code(values, fits.scale[i], fits.zero[i], highest(bits), coded, |exact| exact),
+            Rule::Awq => code(values, fits.scale[i], fits.zero[i], highest(4), coded, eleven_bits),
+        }
+    }
+    match job.rule {
+        Rule::Gptq { bits, .. } => {
+            for (coded, words) in coded.iter().zip(words) {
+                let mut packed = [0u8; LONGEST];
+                let packed = &mut packed[..job.group / 8 * bits as usize];
+                pack(bits, &coded[..job.group], packed);
+                for (word, bytes) in words.iter_mut().zip(packed.as_chunks::<4>().0) {
+                    *word = u32::from_le_bytes(*bytes);
+                }
+            }
+        }
+        Rule::Awq => {
+            let eights = coded.as_chunks::<OCTET>().0;
+            for (coded, words) in eights.iter().zip(&mut words[number * (LANES / OCTET)..]) {
+                for (k, word) in words[..job.group].iter_mut().enumerate() {
+                    *word = (0..OCTET).fold(0, |word, i| word | u32::from(coded[ORDER[i]][k]) << (4 * i));
+                }
+            }
+        }
+    }
+}
+
+/// Word k of each lane becomes line k of the output.
+#[inline(always)]
+fn turn(words: &[[u32; LONGEST]; LANES], lanes: usize, line: usize, out: &mut [u8]) {
+    for (k, out) in out.chunks_mut(line).enumerate() {
+        let mut turned = [0u8; LANES * 4];
+        for (four, words) in turned.as_chunks_mut::<4>().0.iter_mut().zip(words) {
+            *four = words[k].to_le_bytes();
+        }
+        out[..lanes * 4].copy_from_slice(&turned[..lanes * 4]);
+    }
+}
+
+/// Zero points, packed along the rows as codes are along the columns.
+#[inline(always)]
+fn pack_zeros(job: &Columns, zeros: &[u8], out: &mut [u8]) {
+    match job.rule {
+        Rule::Gptq { bits, less_one, .. } => {
+            let mut stored = [0u8; LANES];
+            for (stored, zero) in stored.iter_mut().zip(zeros) {
+                *stored = zero - u8::from(less_one);
+            }
+            pack(bits, &stored, &mut out[..LANES / 8 * bits as usize]);
+        }
+        Rule::Awq => {
+            for (eight, four) in zeros.as_chunks::<OCTET>().0.iter().zip(out.as_chunks_mut::<4>().0) {
+                let word = (0..OCTET).fold(0, |word, i| word | u32::from(eight[ORDER[i]]) << (4 * i));
+                *four = word.to_le_bytes();
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn highest(bits: u32) -> f32 {
+    f32::from(u8::MAX >> (8 - bits))
+}
+
+/// Scales and zero points of the groups of sixteen rows.
+#[inline(always)]
+fn fit(job: &Columns, values: &[[f32; LONGEST]; LANES]) -> Fits {
+    let mut fits = Fits { scale: [0.0; LANES], zero: [0.0; LANES] };
+    let (mut least, mut most, mut odd) = ([0f32; LANES], [0f32; LANES], [0f32; LANES]);
+    let bound = if job.rule == Rule::Awq { f32::INFINITY } else { 0.0 };
+    for (i, values) in values.iter().enumerate() {
+        (least[i], most[i]) = extrema(&values[..job.group], bound, -bound);
+        odd[i] = nan(&values[..job.group]);
+    }
+    for i in 0..LANES {
+        (fits.scale[i], fits.zero[i]) = match job.rule {
+            Rule::Gptq { bits, symmetric, less_one } => {
+                fit_gptq(highest(bits), symmetric, less_one, least[i], most[i])
+            }
+            Rule::Awq => fit_awq(least[i], most[i]),
+        };
+        fits.scale[i] = if odd[i] == 0.0 { fits.scale[i] } else { f32::NAN };
+    }
+    fits
+}
+
+/// 0 of numbers alone, also of infinite ones.
+#[inline(always)]
+fn nan(values: &[f32]) -> f32 {
+    let mut odd = [0f32; LANES];
+    for lanes in values.as_chunks::<LANES>().0 {
+        for i in 0..LANES {
+            odd[i] = if lanes[i].is_nan() { 1.0 } else { odd[i] };
+        }
+    }
+    odd.iter().sum()
+}
+
+/// `find_params` of auto-gptq and gptqmodel. Where zero points are stored less one, none may be 0: such a group
+/// gets one step fewer and the zero point 1.
+#[inline(always)]
+fn fit_gptq(top: f32, symmetric: bool, less_one: bool, mut least: f32, mut most: f32) -> (f32, f32) {
+    if symmetric {
+        most = larger(-least, most);
+        least = if least < 0.0 { -most } else { least };
+    }
+    if least == 0.0 && most == 0.0 {
+        (least, most) = (-1.0, 1.0);
+    }
+    let span = most - least;
+    let scale = span / top;
+    if symmetric {
+        return (scale, (top + 1.0) * 0.5);
+    }
+    let zero = nearest(-least / scale, 0.0, top);
+    if less_one && zero == 0.0 { (span / (top - 1.0), 1.0) } else { (scale, zero) }
+}
+
+/// AutoAWQ's `pseudo_quantize_tensor`, every step rounded to an IEEE half.
+#[inline(always)]
+fn fit_awq(least: f32, most: f32) -> (f32, f32) {
+    let half = |x: f32| {
+        let mut one = [x];
+        round_to(Float::F16, &mut one);
+        one[0]
+    };
+    let span = larger(LEAST_SPAN, half(most - least));
+    let scale = half(span / 15.0);
+    (scale, nearest(-half(least / scale), 0.0, 15.0))
+}
+
+/// Rounded half to even within bounds; 0 for NaN.
+#[inline(always)]
+fn nearest(exact: f32, low: f32, high: f32) -> f32 {
+    let number = if exact.is_nan() { 0.0 } else { exact };
+    (smaller(larger(number, low), high) + ROUNDER) - ROUNDER
+}
+
+/// Codes of a group: `w / scale` through `step`, rounded half to even, from the zero point. A whole number is
+/// added, so that bounds may come first; what is no number has the lowest code.
+#[inline(always)]
+fn code(values: &[f32], scale: f32, zero: f32, top: f32, coded: &mut [u8], step: impl Fn(f32) -> f32) {
+    let (low, high) = (-zero, top - zero);
+    for (values, coded) in values.as_chunks::<RUN>().0.iter().zip(coded.as_chunks_mut::<RUN>().0) {
+        for i in 0..RUN {
+            let bounded = smaller(larger(step(values[i] / scale), low), high);
+            coded[i] = low_byte((bounded + ROUNDER) + zero);
+        }
+    }
+}
+
+/// A whole number below 256 that was added to [`ROUNDER`].
+#[inline(always)]
+fn low_byte(rounded: f32) -> u8 {
+    (rounded.to_bits() & 0xff) as u8
+}
+
+/// Rounded to the eleven bits that an IEEE half has, half to even: as far as whole numbers in the range of
+/// codes tell, that is rounding to a half.
+#[inline(always)]
+fn eleven_bits(x: f32) -> f32 {
+    let bits = x.to_bits();
+    f32::from_bits(bits.wrapping_add(0xfff + ((bits >> 13) & 1)) & !0x1fff)
+}
