@@ -27,6 +27,8 @@ mod models;
 #[cfg(feature = "fuse")]
 mod mount;
 mod nbits;
+mod onnx;
+mod onnx_hostile;
 mod operators;
 mod plan;
 #[cfg(feature = "cli")]
