@@ -31,9 +31,9 @@ pub const MAX_MODEL: u64 = 64 << 20;
 /// Most messages within messages; Protocol Buffers' own parsers stop there.
 const MAX_DEPTH: usize = 100;
 
-/// Most messages in a model; the largest graphs have some hundred thousand, and without a cap a file of the
+/// Most fields of all messages; the largest graphs have some hundred thousand, and without a cap a file of the
 /// greatest length would be walked for a minute.
-const MAX_MESSAGES: usize = 4_000_000;
+const MAX_FIELDS: usize = 4_000_000;
 
 /// Most names, and most tensors outside, of a model: without a cap a file of the greatest length could
 /// ask for twenty times its size.
@@ -58,6 +58,8 @@ pub struct Model {
     pub tensors: Vec<External>,
     /// How many `MatMul` nodes have a second factor that lies in the model itself.
     pub inline: usize,
+    /// How many nodes are `MatMulNBits`.
+    pub nbits: usize,
     /// Of each plain `MatMul` in the order of the file, which of the tensors is its second factor.
     factors: Vec<Option<usize>>,
     /// Everything that has a name: inputs, outputs and initializers at any depth.
@@ -294,7 +296,8 @@ type Mention<'a> = (Option<usize>, &'a str);
 /// What is counted on a walk through a model.
 #[derive(Default)]
 struct Census<'a> {
-    messages: usize,
+    fields: usize,
+    nbits: usize,
     /// For each graph the one around it.
     graphs: Vec<Option<usize>>,
     /// The graph that is walked through.
@@ -312,9 +315,9 @@ struct Census<'a> {
 impl<'a> Census<'a> {
     fn visit(&mut self, at: At, message: Message<'a>) -> Result<(), Malformed> {
         let around = self.within;
-        self.messages += 1;
-        if self.messages > MAX_MESSAGES {
-            return Err(message.malformed(format!("over {MAX_MESSAGES} messages in the model")));
+        self.fields += message.fields().take(MAX_FIELDS).count();
+        if self.fields > MAX_FIELDS {
+            return Err(message.malformed(format!("over {MAX_FIELDS} fields in the model")));
         }
         match at.kind {
             Kind::Model => domains(message).try_for_each(|domain| domain.map(drop))?,
@@ -354,6 +357,7 @@ impl<'a> Census<'a> {
                 self.name(name.text()?, number == 1)?;
             }
         }
+        self.nbits += usize::from(node.string(4)? == "MatMulNBits" && node.string(7)? == MICROSOFT);
         let within = self.within;
         self.factors.extend(at.factor(node)?.map(|name| (within, name)));
         Ok(())
@@ -411,7 +415,7 @@ impl<'a> Census<'a> {
             tensor.needed = tensor.products == 0 || reads > tensor.products;
         }
         let names = self.names.into_iter().map(str::to_owned).collect();
-        Model { tensors: self.tensors, inline, factors, names }
+        Model { tensors: self.tensors, inline, nbits: self.nbits, factors, names }
     }
 }
 
@@ -435,7 +439,9 @@ fn second_factor(node: Message<'_>) -> Result<Option<&str>, Malformed> {
             Field { number: 1, value: Value::Bytes(name), .. } => inputs.push(name.text()?),
             Field { number: 2, .. } => outputs += 1,
             // Its own name is that of what replaces it.
-            Field { number: 3, value: Value::Bytes(name), .. } => drop(name.text()?),
+            Field { number: 3, value: Value::Bytes(name), .. } => {
+                name.text()?;
+            }
             Field { number: 5, .. } => return Ok(None),
             _ => {}
         }

@@ -7,6 +7,7 @@ use std::{
 };
 
 use quantfs::{
+    bulk::{self, Silent},
     container::onnx::{self, Edit, Model},
     plan::{self, Content, Options, Parts, Plan, Rule, Spec},
     source::{self, Caches, Source},
@@ -255,7 +256,8 @@ fn what_is_wrong_with_a_model_is_said() {
         plan(source.path(), "onnx").unwrap_err().to_string()
     };
     let location = |to: &'static str| move |dir: &Path| replace(&dir.join("model.onnx"), "model.onnx_data", to);
-    let cases: [(&dyn Fn(&Path), &str); 7] = [
+    type Spoil<'a> = &'a dyn Fn(&Path);
+    let cases: [(Spoil<'_>, &str); 7] = [
         (&location("../x/model_data"), "not below the model's directory"),
         (&location("/etc/model_data"), "not below the model's directory"),
         (&location("mod.safetensors"), "a data file of its own"),
@@ -286,4 +288,24 @@ fn a_model_that_is_too_long_is_shown_as_it_is() {
         "{:?}",
         plan.warnings
     );
+}
+
+/// What was exported is sound and equal to the view; a spoilt model is not.
+#[test]
+fn exported_models_are_audited() {
+    let (source, target) = (copy("odd-f32"), tempfile::tempdir().unwrap());
+    let (view, target) = (view(source.path(), &options("onnx", &[])), target.path().join("out"));
+    bulk::export(&view, &target, &Silent).unwrap();
+    let sound = bulk::audit(&target, &Silent).unwrap();
+    assert!(sound.is_sound() && sound.quantized == 6, "{sound:?}");
+    assert!(sound.matched > 15, "{sound:?}");
+    assert!(bulk::compare(&view, &target, &Silent).unwrap().is_equal());
+    let data = target.join("sub/two.data");
+    let bytes = fs::read(&data).unwrap();
+    fs::write(&data, &bytes[..bytes.len() - 20]).unwrap();
+    let cut = bulk::audit(&target, &Silent).unwrap();
+    assert!(cut.faults.iter().any(|f| f.contains("model.onnx") && f.contains("it is truncated")), "{cut:?}");
+    fs::remove_file(&data).unwrap();
+    let gone = bulk::audit(&target, &Silent).unwrap();
+    assert!(gone.missing.iter().any(|name| name.contains("sub/two.data")), "{gone:?}");
 }

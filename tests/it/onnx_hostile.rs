@@ -25,7 +25,7 @@ fn edit(at: usize, tensor: &External) -> Edit {
     };
     let factor = tensor.products > 0 && tensor.shape.len() == 2;
     let product = factor.then(|| NBits { bits: 4, block: 32, parts: vec![part("_Q4"), part("_scales")] });
-    Edit { range: (at % 3 > 0).then_some(7..9), product }
+    Edit { range: (!at.is_multiple_of(3)).then_some(7..9), product }
 }
 
 /// Parses; what parses is rendered, and what is rendered parses.
@@ -44,13 +44,13 @@ fn feed(bytes: &[u8]) -> bool {
     }
     let edits: Vec<Edit> = model.tensors.iter().enumerate().map(|(at, tensor)| edit(at, tensor)).collect();
     let rendered = onnx::render(bytes, &model, &edits).unwrap();
-    let again = onnx::parse(&rendered);
     let parts: usize = edits.iter().filter_map(|e| e.product.as_ref()).map(|p| p.parts.len()).sum();
     let kept = edits.iter().filter(|e| e.range.is_some()).count();
-    // Names that are there already make a model that says two things; the dialect looks for them.
-    assert!(
-        again.is_err_and(|e| e.what.contains("twice")) || onnx::parse(&rendered).unwrap().tensors.len() == parts + kept
-    );
+    match onnx::parse(&rendered) {
+        Ok(again) => assert_eq!(again.tensors.len(), parts + kept),
+        // Names that are there already make a model that says two things; the dialect looks for them.
+        Err(e) => assert!(e.what.contains("twice"), "{e}"),
+    }
     true
 }
 
@@ -174,9 +174,8 @@ fn bombs_in_this_process() {
     for (name, make) in bombs {
         let bytes = make();
         let start = Instant::now();
-        let accepted = feed(&bytes);
+        feed(&bytes);
         assert!(start.elapsed() < Duration::from_secs(60), "{name} took {:?}", start.elapsed());
-        println!("{name}: {} bytes, accepted: {accepted}, {:?}", bytes.len(), start.elapsed());
     }
 }
 
