@@ -18,7 +18,7 @@ use crate::{
     bulk::{
         Error, Progress,
         holdings::{Held, Here, Holdings},
-        recognized,
+        models, recognized,
         stated::{self, Document, Layer},
     },
     container::index,
@@ -66,9 +66,11 @@ impl Audit {
 /// # Errors
 /// A directory without weights, or one that cannot be read; what is wrong inside is in the audit.
 pub fn audit(directory: &Path, progress: &dyn Progress) -> Result<Audit, Error> {
-    let Holdings { held, faults } = Holdings::read(directory)?;
+    let all = Holdings::walk(directory)?;
+    let Holdings { held, faults, models } = if all.models.is_empty() { all.of_weights(directory)? } else { all };
     let mut found = Audit { faults, ..Audit::default() };
     let mut statements: BTreeMap<&Path, Statements> = BTreeMap::new();
+    models.iter().for_each(|model| models::check(model, &mut found));
     for (at, here) in &held {
         check_indexes(at, here, &mut found)?;
         let config = or_fault(stated::config(at), &mut found).map(|config| (config.statements(), config));

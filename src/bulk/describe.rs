@@ -24,7 +24,7 @@ use crate::{
 /// # Errors
 /// A directory without weights, a file that is broken.
 pub fn describe(directory: &Path) -> Result<Vec<Row>, Error> {
-    let Holdings { held, faults } = Holdings::read(directory)?;
+    let Holdings { held, faults, .. } = Holdings::read(directory)?;
     if let Some(fault) = faults.into_iter().next() {
         return Err(Error::Refused(fault));
     }

@@ -47,12 +47,28 @@ pub(super) struct Holdings {
     /// Files that are no safetensors, names that stand twice, shards that are missing, what an
     /// unfinished export leaves.
     pub(super) faults: Vec<String>,
+    /// ONNX models.
+    pub(super) models: Vec<PathBuf>,
 }
 
 impl Holdings {
-    /// Reads all headers. Directories that are links are left out, so that none is walked twice.
+    /// Reads all headers; there must be one.
     pub(super) fn read(directory: &Path) -> Result<Self, Error> {
-        let mut all = Self { held: BTreeMap::new(), faults: vec![] };
+        Self::walk(directory)?.of_weights(directory)
+    }
+
+    /// Refuses a directory without one safetensors file.
+    pub(super) fn of_weights(self, directory: &Path) -> Result<Self, Error> {
+        if self.held.is_empty() && self.faults.is_empty() {
+            let why = "no .safetensors file in it; a directory of weights was expected";
+            return Err(Error::Refused(format!("{}: {why}", directory.display())));
+        }
+        Ok(self)
+    }
+
+    /// Reads all headers and finds the models. Directories that are links are left out, so that none is walked twice.
+    pub(super) fn walk(directory: &Path) -> Result<Self, Error> {
+        let mut all = Self { held: BTreeMap::new(), faults: vec![], models: vec![] };
         let mut entries = 0;
         let mut directories = vec![directory.to_owned()];
         while let Some(at) = directories.pop() {
@@ -77,10 +93,6 @@ impl Holdings {
                 all.held.insert(at, here);
             }
         }
-        if all.held.is_empty() && all.faults.is_empty() {
-            let why = "no .safetensors file in it; a directory of weights was expected";
-            return Err(Error::Refused(format!("{}: {why}", directory.display())));
-        }
         Ok(all)
     }
 
@@ -91,6 +103,8 @@ impl Holdings {
         } else if let Some(stem) = name.strip_suffix(".safetensors") {
             shards.push(stem.to_owned());
             self.hold(path, here);
+        } else if name.ends_with(".onnx") {
+            self.models.push(path.to_owned());
         }
     }
 

@@ -9,6 +9,7 @@ mod compare;
 mod describe;
 mod export;
 mod holdings;
+mod models;
 mod recognized;
 mod stated;
 mod tensors;

@@ -39,7 +39,7 @@ impl TensorComparison {
 /// # Errors
 /// A file that cannot be read, on either side.
 pub fn compare_tensors(view: &Arc<View>, directory: &Path, progress: &dyn Progress) -> Result<TensorComparison, Error> {
-    let Holdings { mut held, faults } = Holdings::read(directory)?;
+    let Holdings { mut held, faults, .. } = Holdings::read(directory)?;
     if let Some(fault) = faults.into_iter().next() {
         return Err(Error::Refused(fault));
     }

@@ -115,7 +115,15 @@ impl ViewArgs {
             Some(text) => Some(size::parse(text).map_err(|why| Error::Spec(format!("--shard-size {text}: {why}")))?),
         };
         let renames = self.renames.iter().map(|text| Rename::parse(text)).collect::<Result<_, _>>()?;
-        Ok(Options { rules, dtype, shard_size, show: self.show.clone(), renames, split: self.split, ..Options::new(spec) })
+        Ok(Options {
+            rules,
+            dtype,
+            shard_size,
+            show: self.show.clone(),
+            renames,
+            split: self.split,
+            ..Options::new(spec)
+        })
     }
 }
 

@@ -5,6 +5,8 @@
 
 pub mod index;
 pub mod json;
+pub mod onnx;
+mod protobuf;
 pub mod safetensors;
 mod strict;
 

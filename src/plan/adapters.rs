@@ -259,5 +259,8 @@ fn scaling(name: &str, alpha: Option<f32>, rank: usize, config: &Value) -> f32 {
     let Some(alpha) = alpha.map(f64::from).or_else(stated) else { return 1.0 };
     let root = config.get("use_rslora").and_then(Value::as_bool).unwrap_or_default();
     let rank = rank as f64;
-    (alpha / if root { rank.sqrt() } else { rank }) as f32
+    let scaling = alpha / if root { rank.sqrt() } else { rank };
+    #[expect(clippy::cast_possible_truncation, reason = "a factor of f32 sums")]
+    let scaling = scaling as f32;
+    scaling
 }

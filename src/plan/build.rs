@@ -9,6 +9,7 @@ use crate::{
         Content, Error, File, Options, Plan, Planned, Row, adapters,
         decide::{Decider, Decision},
         dense,
+        graph::{self, Drafted},
         layout::{self, Output, Unit},
         origin, overrides,
         rename::Renames,
@@ -30,7 +31,9 @@ use crate::{
 /// # Errors
 /// What cannot be shown, with the file, tensor or option and what to do.
 pub fn build(source: &dyn Source, options: &Options) -> Result<Plan, Error> {
-    let mut snapshot = snapshot::read(source, &options.show)?;
+    // The source's own dtypes and sizes are those of its models already.
+    let graphs = options.spec.format().dialect().reads_graphs() && !options.spec.is_dense();
+    let mut snapshot = snapshot::read(source, &options.show, graphs)?;
     let mut plan = Plan::new(source, options);
     split::apply(source, &mut snapshot, options.split, &mut plan.warnings)?;
     overrides::apply(source, &mut snapshot, &options.overrides, &mut plan.warnings)?;
@@ -43,6 +46,7 @@ pub fn build(source: &dyn Source, options: &Options) -> Result<Plan, Error> {
         layers: vec![],
         patched: BTreeMap::new(),
         renames: Renames::new(&options.renames),
+        drafted: vec![],
     };
     let mut by_size: Vec<&Set> = snapshot.sets.iter().collect();
     // Where several sets share a directory, its config.json speaks of the largest.
@@ -63,10 +67,12 @@ struct Builder<'a> {
     /// Files of the source that the view shows otherwise, or not at all where there is no content.
     patched: BTreeMap<String, Option<File>>,
     renames: Renames<'a>,
+    /// Models that are laid out when all of them are known, since they may share files.
+    drafted: Vec<Drafted<'a>>,
 }
 
-impl Builder<'_> {
-    fn add(&mut self, set: &Set, decider: &mut Decider<'_>) -> Result<(), Error> {
+impl<'a> Builder<'a> {
+    fn add(&mut self, set: &'a Set, decider: &mut Decider<'_>) -> Result<(), Error> {
         let dialect = self.options.spec.format().dialect();
         let component = component(set, self.options);
         let arrangement =
@@ -87,13 +93,22 @@ impl Builder<'_> {
         let mut arrangement = arrangement;
         for tensor in &mut arrangement.tensors {
             let mut decision = decider.decide(&component, tensor)?;
-            self.rename(tensor, &mut decision)?;
+            if set.graph.is_none() {
+                self.rename(tensor, &mut decision)?;
+            }
+            let dense = set.graph.as_ref().filter(|_| decision.stored.is_none()).map(|_| as_it_lies(set, tensor));
+            let tensor = dense.as_ref().unwrap_or(tensor);
             units.push(self.unit(set, tensor, &decision)?);
-            self.report(set, tensor, &decision, units.last().map_or(0, Unit::len));
+            self.report(set, tensor, &decision, units.last().map_or(0, Unit::len) + beside(set, tensor, &decision));
             decisions.push(decision);
         }
         self.distinct(set, &arrangement)?;
         survey::plan(&mut self.plan, first, dialect);
+        if let Some(graph) = &set.graph {
+            // A model says itself what is quantized in it and how; no manifest lists it.
+            self.drafted.push(Drafted { set, graph, units, decisions });
+            return Ok(());
+        }
         let metadata = |source: &[(String, String)]| dialect.metadata(&component, source);
         let laid = layout::lay(self.source, set, &metadata, &units, self.options.shard_size)?;
         let decided = self.decided(&arrangement, &decisions, &units, &laid.names);
@@ -119,7 +134,11 @@ impl Builder<'_> {
         let decisions = arrangement.tensors.iter().map(decide).collect::<Result<Vec<_>, _>>()?;
         let first = self.plan.weights.len();
         let options = self.options;
-        let flags = [("--shard-size", options.shard_size.is_some()), ("--rename", !options.renames.is_empty()), ("--split", options.split)];
+        let flags = [
+            ("--shard-size", options.shard_size.is_some()),
+            ("--rename", !options.renames.is_empty()),
+            ("--split", options.split),
+        ];
         if let Some((flag, _)) = flags.into_iter().find(|(_, given)| *given) {
             let why = "keeps the names and sizes of the source; leave it out";
             return Err(Error::spec(format!("{flag}: {} {why}", options.spec)));
@@ -375,6 +394,10 @@ impl Builder<'_> {
         if default.is_some() && self.plan.weights.is_empty() {
             return Err(Error::refused(self.nothing_quantized()));
         }
+        self.plan.warnings.extend_from_slice(&snapshot.warnings);
+        for file in graph::lay(self.source, &self.drafted)? {
+            self.patched.insert(file.path.clone(), Some(file));
+        }
         let quantized_shards = self.plan.files.iter().map(|f| f.path.clone()).collect::<Vec<_>>();
         for &file in &snapshot.others {
             let path = self.source.entry(file).path.clone();
@@ -425,6 +448,18 @@ fn nothing(tensor: &Arranged) -> Unit {
     Unit { home: 0, offset: 0, as_is: false, at_home: true, outputs }
 }
 
+/// A tensor of a model that is not quantized, however its dialect would show it then.
+fn as_it_lies(set: &Set, tensor: &Arranged) -> Arranged {
+    tensor.from.first().map_or_else(|| tensor.clone(), |s| Arranged::same(s.tensor, &set.tensors[s.tensor], None))
+}
+
+/// Bytes of a quantized weight of a model that lie beside its parts, since something else needs them.
+fn beside(set: &Set, tensor: &Arranged, decision: &Decision) -> u64 {
+    let (Some(graph), Some(_), Some(slice)) = (&set.graph, &decision.stored, tensor.from.first()) else { return 0 };
+    let place = &set.places[slice.tensor];
+    if graph.model.tensors[slice.tensor].needed { place.range.end - place.range.start } else { 0 }
+}
+
 fn component<'a>(set: &'a Set, options: &Options) -> Component<'a> {
     Component {
         dir: &set.dir,
@@ -433,5 +468,6 @@ fn component<'a>(set: &'a Set, options: &Options) -> Component<'a> {
         config: set.config.as_ref().map(|d| &d.value),
         generation_config: set.generation_config.as_ref().map(|d| &d.value),
         dtype: options.dtype,
+        graph: set.graph.as_ref().map(|g| &g.model),
     }
 }

@@ -110,7 +110,7 @@ impl<'a> Decider<'a> {
             Choice::Never(why) => Some(why),
             _ => None,
         };
-        match never.map_or_else(|| store(&rule.spec, scheme, tensor, None), Err) {
+        match never.map_or_else(|| store(&rule.spec, scheme, tensor, self.dialect.stem(component, tensor), None), Err) {
             Ok(stored) => {
                 self.rules[number].obeyed += 1;
                 Ok(Decision { stored: Some(stored), why: format!("rule {}", rule.text) })
@@ -136,7 +136,7 @@ impl<'a> Decider<'a> {
             }
         };
         let scheme = if spec == *self.spec { default.clone() } else { bound(&spec)? };
-        match store(&spec, scheme, tensor, entry) {
+        match store(&spec, scheme, tensor, self.dialect.stem(component, tensor), entry) {
             Ok(stored) => Ok(Decision { stored: Some(stored), why }),
             Err(why) => kept(why),
         }
@@ -179,9 +179,15 @@ fn bound(spec: &Spec) -> Result<Arc<dyn Scheme>, Error> {
 }
 
 /// Whether a scheme can hold a tensor, from its header alone.
-fn store(spec: &Spec, scheme: Arc<dyn Scheme>, tensor: &Arranged, entry: Option<Value>) -> Result<Stored, String> {
+fn store(
+    spec: &Spec,
+    scheme: Arc<dyn Scheme>,
+    tensor: &Arranged,
+    stem: Option<&str>,
+    entry: Option<Value>,
+) -> Result<Stored, String> {
     let info = &tensor.info;
-    let stem = tensor.module().ok_or("not a module's weight")?;
+    let stem = stem.ok_or("not a module's weight")?;
     let float = Float::of(info.dtype).ok_or_else(|| format!("dtype {}", info.dtype))?;
     if info.shape.len() < 2 {
         return Err(format!("{}-D", info.shape.len()));

@@ -11,6 +11,7 @@ mod decide;
 mod dense;
 mod digest;
 mod error;
+mod graph;
 mod layout;
 mod origin;
 mod overrides;

@@ -13,7 +13,10 @@ use serde_json::Value;
 
 use crate::{
     container::{Malformed, index, json, safetensors},
-    plan::{Error, Factor},
+    plan::{
+        Error, Factor,
+        graph::{self, Graph},
+    },
     source::{self, FileId, Source},
     tensor::{Dtype, TensorInfo},
 };
@@ -49,6 +52,8 @@ pub(crate) struct Snapshot {
     pub(crate) others: Vec<FileId>,
     /// Twins that are not shown, by path.
     pub(crate) hidden: Vec<String>,
+    /// What the user should know of files that no set was made of.
+    pub(crate) warnings: Vec<String>,
 }
 
 /// One set of weights.
@@ -72,6 +77,8 @@ pub(crate) struct Set {
     pub(crate) generation_config: Option<Document>,
     /// Whether its tensors are only some of what its shards hold.
     pub(crate) is_part: bool,
+    /// The ONNX model that the tensors are of; `None` for safetensors files.
+    pub(crate) graph: Option<Graph>,
 }
 
 /// A JSON file of the snapshot.
@@ -145,13 +152,14 @@ pub(crate) fn join(dir: &str, name: &str) -> String {
     if dir.is_empty() { name.to_owned() } else { format!("{dir}/{name}") }
 }
 
-fn split(path: &str) -> (&str, &str) {
+pub(crate) fn split(path: &str) -> (&str, &str) {
     path.rsplit_once('/').unwrap_or(("", path))
 }
 
-/// Reads headers, indexes and configs. `show` lists globs of twins that are shown all the same.
-pub(crate) fn read(source: &dyn Source, show: &[String]) -> Result<Snapshot, Error> {
-    let (visible, hidden) = visible_files(source, show)?;
+/// Reads headers, indexes and configs, and ONNX models where `graphs` are asked for. `show` lists globs
+/// of twins that are shown all the same.
+pub(crate) fn read(source: &dyn Source, show: &[String], graphs: bool) -> Result<Snapshot, Error> {
+    let (mut visible, mut hidden) = visible_files(source, show)?;
     if source.tree() == 0 {
         return Err(Error::refused(format!(
             "{}: the directory is empty; a model directory with .safetensors files was expected",
@@ -159,32 +167,38 @@ pub(crate) fn read(source: &dyn Source, show: &[String]) -> Result<Snapshot, Err
         )));
     }
     let shards: Vec<FileId> = visible.iter().copied().filter(|f| path_of(source, *f).ends_with(SHARD_SUFFIX)).collect();
-    if shards.is_empty() {
+    let (models, warnings) = if graphs { graph::read(source, &visible)? } else { Default::default() };
+    // Where a model keeps its weights is no twin of them, whatever its name.
+    let data: BTreeSet<FileId> = models.iter().flat_map(|set| set.shards.iter().map(|s| s.file)).collect();
+    let of_models: BTreeSet<&str> = data.iter().map(|f| path_of(source, *f)).collect();
+    visible.extend(data.iter().filter(|f| hidden.iter().any(|path| path == path_of(source, **f))));
+    hidden.retain(|path| !of_models.contains(path.as_str()));
+    if shards.is_empty() && models.is_empty() {
         return Err(Error::refused(no_weights(source, &hidden)));
     }
     refuse_manifest(source)?;
     let parsed: Vec<Parsed> = shards.par_iter().map(|f| read_header(source, *f)).collect::<Result<_, _>>()?;
-    let (sets, twins) = gather(source, &visible, parsed)?;
+    let (mut sets, twins) = gather(source, &visible, parsed)?;
     let shown = globs(show.iter().map(String::as_str))?;
     let (shown, twins): (Vec<FileId>, Vec<FileId>) =
         twins.into_iter().partition(|f| shown.is_match(path_of(source, *f)));
     let others =
         visible.iter().copied().filter(|f| !path_of(source, *f).ends_with(SHARD_SUFFIX)).chain(shown).collect();
-    let mut hidden = hidden;
     hidden.extend(twins.into_iter().map(|f| path_of(source, f).to_owned()));
     for set in &sets {
         refuse_quantized(source, set)?;
     }
-    Ok(Snapshot { sets, others, hidden })
+    sets.extend(models);
+    Ok(Snapshot { sets, others, hidden, warnings })
 }
 
-fn path_of(source: &dyn Source, file: FileId) -> &str {
+pub(crate) fn path_of(source: &dyn Source, file: FileId) -> &str {
     &source.entry(file).path
 }
 
 /// A path below the source's root as messages show it: with the root. A source that is a single file
 /// is called by that file's path already.
-fn full(source: &dyn Source, path: &str) -> String {
+pub(crate) fn full(source: &dyn Source, path: &str) -> String {
     let name = source.name();
     let own = path.is_empty() || name.strip_suffix(path).is_some_and(|rest| rest.is_empty() || rest.ends_with('/'));
     if own { name.to_owned() } else { format!("{name}/{path}") }
@@ -394,7 +408,7 @@ fn finish(
             places.push(Place { shard: number, range: tensor.range, file, offset, deltas: vec![] });
         }
     }
-    Ok(Set { dir, stem, shards, tensors, places, index, config, generation_config, is_part: false })
+    Ok(Set { dir, stem, shards, tensors, places, index, config, generation_config, is_part: false, graph: None })
 }
 
 /// Integer or FP8 weights with scales beside them are somebody's quantization.

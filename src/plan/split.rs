@@ -158,6 +158,7 @@ fn component(of: &Set, tensors: &[usize], prefix: &str, dir: String, stem: &str)
         config: None,
         generation_config: None,
         is_part: true,
+        graph: None,
     }
 }
 
@@ -165,18 +166,26 @@ fn component(of: &Set, tensors: &[usize], prefix: &str, dir: String, stem: &str)
 fn missing(set: &Set, contents: &Contents<'_>) -> Vec<String> {
     let has = |role: Role, of: &[&str]| {
         let prefixes = contents.parts.iter().filter(|(_, (r, _))| *r == role);
-        let mut bare = prefixes.flat_map(|(prefix, (_, tensors))| tensors.iter().map(|t| &set.tensors[*t].name[prefix.len()..]));
+        let mut bare =
+            prefixes.flat_map(|(prefix, (_, tensors))| tensors.iter().map(|t| &set.tensors[*t].name[prefix.len()..]));
         bare.any(|name| of.iter().any(|wanted| name.contains(wanted)))
     };
     let checks: [(bool, &str); 5] = [
         (contents.has(Role::TextEncoder), "it has no text encoder (text_encoders.NAME.transformer.*)"),
         (
-            !contents.has(Role::TextEncoder) || has(Role::TextEncoder, &["embed_tokens.weight", "token_embedding", "shared.weight", "embeddings."]),
+            !contents.has(Role::TextEncoder)
+                || has(Role::TextEncoder, &["embed_tokens.weight", "token_embedding", "shared.weight", "embeddings."]),
             "its text encoder has no token embeddings",
         ),
         (contents.has(Role::Vae), "it has no VAE (vae.*)"),
-        (!contents.has(Role::Vae) || has(Role::Vae, &["decoder.conv_in.weight"]), "its VAE has no decoder.conv_in.weight"),
-        (!contents.has(Role::Vae) || has(Role::Vae, &["decoder.conv_out.weight"]), "its VAE has no decoder.conv_out.weight"),
+        (
+            !contents.has(Role::Vae) || has(Role::Vae, &["decoder.conv_in.weight"]),
+            "its VAE has no decoder.conv_in.weight",
+        ),
+        (
+            !contents.has(Role::Vae) || has(Role::Vae, &["decoder.conv_out.weight"]),
+            "its VAE has no decoder.conv_out.weight",
+        ),
     ];
     let found = checks.into_iter().filter(|(there, _)| !there).map(|(_, what)| format!("missing: {what}"));
     let beside = "missing: model_index.json, configs, tokenizers and scheduler, which no such file holds; take them from the \

@@ -13,8 +13,11 @@ use std::{
 use crate::{
     container::json,
     quant::{
-        Content, Facts, Module, Recognized, Unsupported, Weight, format::cast::Cast, operator::Bytes,
-        recognize::recognize, stated::{Statements, is_state},
+        Content, Facts, Module, Recognized, Unsupported, Weight,
+        format::cast::Cast,
+        operator::Bytes,
+        recognize::recognize,
+        stated::{Statements, is_state},
     },
     runtime::{
         Embedding, Error, QuantizedLinear, Tensor,

@@ -185,7 +185,7 @@ fn strips_of_bands_make_the_same_bytes_as_the_whole() {
     let gptq = Rule::Gptq { bits: 3, symmetric: false, less_one: true };
     for pieces in [vec![run(0, 3, rows * cols, 4)], cut, vec![strided], vec![turned]] {
         for (float, rule) in [(Float::F32, gptq), (Float::F32, Rule::Awq), (Float::Bf16, Rule::Awq)] {
-            let origin = Origin { pieces: pieces.clone(), stored: Float::F32, float, plus_one: false };
+            let origin = Origin { pieces: pieces.clone(), stored: Float::F32, float, plus_one: false, deltas: vec![] };
             let weight = banded([rows, cols], origin, rule, 96);
             let file = Layout::new("f").weight(0, &weight).file;
             let plan = Plan { files: vec![file], weights: vec![weight], ..Plan::default() };

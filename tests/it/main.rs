@@ -29,6 +29,8 @@ mod models;
 #[cfg(feature = "fuse")]
 mod mount;
 mod nbits;
+mod onnx;
+mod onnx_hostile;
 mod operators;
 mod overlays;
 mod plan;

@@ -166,9 +166,7 @@ fn fit(job: &Columns, values: &[[f32; LONGEST]; LANES]) -> Fits {
     }
     for i in 0..LANES {
         (fits.scale[i], fits.zero[i]) = match job.rule {
-            Rule::Gptq { bits, symmetric, less_one } => {
-                fit_gptq(highest(bits), symmetric, less_one, least[i], most[i])
-            }
+            Rule::Gptq { bits, symmetric, less_one } => fit_gptq(highest(bits), symmetric, less_one, least[i], most[i]),
             Rule::Awq => fit_awq(least[i], most[i]),
         };
         fits.scale[i] = if odd[i] == 0.0 { fits.scale[i] } else { f32::NAN };

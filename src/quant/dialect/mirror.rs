@@ -31,7 +31,8 @@ impl Arranged {
         component.tensors.iter().enumerate().map(|(at, info)| Self::same(at, info, cast)).collect()
     }
 
-    fn same(at: usize, info: &TensorInfo, cast: Option<Float>) -> Self {
+    /// A tensor under its own name, cast where it is a floating one.
+    pub(crate) fn same(at: usize, info: &TensorInfo, cast: Option<Float>) -> Self {
         let dtype = cast.filter(|_| Float::of(info.dtype).is_some()).map_or(info.dtype, Float::dtype);
         let from = vec![super::Slice::whole(at, info)];
         Self { info: TensorInfo { dtype, ..info.clone() }, from, plus_one: false }

@@ -10,6 +10,7 @@ pub mod fp8;
 pub mod gptq;
 pub mod mirror;
 pub mod mlx;
+pub mod onnx;
 pub mod plain;
 pub mod zimage;
 
@@ -21,6 +22,7 @@ use std::{fmt::Debug, ops::Range};
 use serde_json::Value;
 
 use crate::{
+    container,
     quant::{Facts, Scheme},
     tensor::{Float, TensorInfo},
 };
@@ -40,6 +42,8 @@ pub struct Component<'a> {
     pub generation_config: Option<&'a Value>,
     /// What `--dtype` asks floating tensors to be cast to; `None` leaves it to the dialect.
     pub dtype: Option<Float>,
+    /// The ONNX model whose [external tensors](container::onnx::Model::tensors) these are; `None` for tensors of safetensors files.
+    pub graph: Option<&'a container::onnx::Model>,
 }
 
 /// A regular run of elements of one source tensor, in elements: `rows` rows of `cols` elements.
@@ -140,6 +144,17 @@ pub trait Dialect: Sync + Debug {
     /// A component that the loaders could not load, with the reason.
     fn arrange(&self, component: &Component<'_>) -> Result<Arrangement, String> {
         Ok(Arrangement { tensors: Arranged::all(component, component.dtype), ..Arrangement::default() })
+    }
+
+    /// Whether its loaders read ONNX models, whose weights are quantized within the model then.
+    fn reads_graphs(&self) -> bool {
+        false
+    }
+
+    /// The module of a tensor that may be quantized: the name of what its parts belong to.
+    fn stem<'t>(&self, component: &Component<'_>, tensor: &'t Arranged) -> Option<&'t str> {
+        let _ = component;
+        tensor.module()
     }
 
     /// What becomes of a tensor where no rule says otherwise.

@@ -110,12 +110,8 @@ impl Scheme for FourBit {
         let [rows, cols] = matrix(weight)?;
         let granule = self.banding(weight).granule;
         let (bytes, blocks) = ((rows * cols).div_ceil(2), (rows * cols).div_ceil(BLOCK));
-        let tiled = |suffix, dtype, shape, per_granule| Part {
-            suffix,
-            dtype,
-            shape,
-            content: Content::Tiled { per_granule },
-        };
+        let tiled =
+            |suffix, dtype, shape, per_granule| Part { suffix, dtype, shape, content: Content::Tiled { per_granule } };
         let mut parts = vec![tiled(".weight", Dtype::U8, vec![bytes, 1], granule / 2)];
         if self.double {
             parts.push(tiled(".weight.absmax", Dtype::U8, vec![blocks], granule / BLOCK));

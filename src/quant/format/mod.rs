@@ -2,7 +2,7 @@
 //!
 //! Beside the formats lie the schemes that several of them share: [`affine`], [`microscaling`], [`columns`], and
 //! [`cast`], which is no format of its own but what the plan gives to dense tensors; [`dense`], which shows
-//! another scheme's values; and [`matmul_nbits`], which the runtime makes and reads.
+//! another scheme's values; and [`matmul_nbits`], which is [`onnx`]'s, and which the runtime makes, too.
 
 pub mod affine;
 pub mod awq;
@@ -15,6 +15,7 @@ pub mod gptq;
 pub mod matmul_nbits;
 pub mod microscaling;
 pub mod mlx;
+pub mod onnx;
 pub mod source;
 pub mod sym;
 pub mod zimage;
@@ -34,13 +35,13 @@ pub static FORMATS: &[&dyn Format] = &[
     &awq::Awq,
     &bnb::BitsAndBytes,
     &sym::Symmetric,
+    &onnx::Onnx,
     &source::Source,
 ];
 
-/// How a format of the table, or a scheme beside the table, recognizes a module.
+/// How a format of the table recognizes a module.
 pub(super) fn recognize(module: &Module<'_>) -> Option<Result<Recognized, Unsupported>> {
-    let of_table = FORMATS.iter().find_map(|format| format.recognize(module));
-    of_table.or_else(|| matmul_nbits::recognize(module))
+    FORMATS.iter().find_map(|format| format.recognize(module))
 }
 
 /// Revision of all encodings together: it goes up when the bytes of any scheme change.
