@@ -55,22 +55,32 @@ def distance(left, right):
 LOOSE = {"_name_or_path", "_diffusers_version", "transformers_version"}
 
 
+def unordered(value):
+    """Lists of names say the same in any order."""
+    if isinstance(value, dict):
+        return {key: unordered(item) for key, item in value.items()}
+    if isinstance(value, list):
+        items = [unordered(item) for item in value]
+        return sorted(items) if all(isinstance(item, str) for item in items) else items
+    return value
+
+
 def configs(reference, mounted):
-    """Every key of every config, at the top level; and inside quantization_config in one."""
+    """Every key at the top level of every config."""
     tally = Tally()
     for file in sorted(reference.keys() | mounted.keys()):
         left, right = reference.get(file, {}), mounted.get(file, {})
         for key in sorted((left.keys() | right.keys()) - LOOSE):
-            tally.add(left.get(key, "absent") == right.get(key, "absent"), f"{file}: {key} is {right.get(key, 'absent')}, the library's {left.get(key, 'absent')}")
+            tally.add(unordered(left.get(key, "absent")) == unordered(right.get(key, "absent")), f"{file}: {key} is {right.get(key, 'absent')}, the library's {left.get(key, 'absent')}")
     return tally
 
 
 def values(expected, found):
-    """Decoded weights: every expected one is there, of the same shape, with equal bits once both have the expected dtype."""
+    """Decoded weights: every expected one is there, of the same shape, with equal bits once it has the dtype that the loader computes in."""
     tally = Tally()
     for name, tensor in sorted(expected.items()):
         other = found.get(name)
-        ok = other is not None and other.shape == tensor.shape and checkpoint.same_bits(tensor, other.to(tensor.dtype))
+        ok = other is not None and other.shape == tensor.shape and checkpoint.same_bits(tensor.to(other.dtype), other)
         off = "missing" if other is None else f"{checkpoint.describe(other)}, largest difference {gap(tensor, other):.3g}"
         tally.add(ok, f"{name}: {off}")
     return tally

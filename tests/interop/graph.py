@@ -20,7 +20,7 @@ def tensors(directory):
 
 def node(made):
     attributes = {a.name: helper.get_attribute_value(a) for a in made.attribute}
-    return [made.op_type, made.domain, made.name, list(made.input), list(made.output), attributes]
+    return {"type": [made.domain, made.op_type], "name": made.name, "inputs": dict(enumerate(made.input)), "attributes": attributes}
 
 
 def configs(directory):

@@ -4,13 +4,13 @@ import argparse
 import json
 import logging
 import os
+import shutil
 import sys
 import tempfile
 import traceback
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partialmethod
 from pathlib import Path
 
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error", TQDM_DISABLE="1", TOKENIZERS_PARALLELISM="false")
@@ -21,10 +21,12 @@ logging.disable(logging.WARNING)
 
 from tqdm import tqdm  # noqa: E402
 
-tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)
+begin = tqdm.__init__
+tqdm.__init__ = lambda self, *args, **options: begin(self, *args, **{**options, "disable": True})
 
 import checkpoint  # noqa: E402
 import compare  # noqa: E402
+import faults  # noqa: E402
 import formats  # noqa: E402
 import loaders  # noqa: E402
 import mounts  # noqa: E402
@@ -67,12 +69,20 @@ def mounted(format, source, reference, spec, dense):
         yield packed, rounded
 
 
-@contextmanager
-def stand_in(format, source, reference, spec, dense):
-    """In place of mounts, what the library wrote: every check must pass, or it checks something else than the format."""
-    with tempfile.TemporaryDirectory(prefix="quantfs-interop-") as made:
-        store(format).write(f"{made}/dense", source, dense, {})
-        yield reference, Path(f"{made}/dense")
+def stand_in(fault):
+    """In place of mounts, what the library wrote: every check must pass, or it checks something else than the format. With a fault, it must not."""
+
+    @contextmanager
+    def serve(format, source, reference, spec, dense):
+        with tempfile.TemporaryDirectory(prefix="quantfs-interop-") as made:
+            packed, unpacked = Path(made, "packed"), Path(made, "dense")
+            shutil.copytree(reference, packed)
+            store(format).write(unpacked, source, dense, {})
+            if fault:
+                faults.plant(fault, packed, unpacked)
+            yield packed, unpacked
+
+    return serve
 
 
 def attempt(action, *args):
@@ -90,15 +100,16 @@ def rounded(source, decoded):
     return {name: decoded[name].to(tensor.dtype) if name in decoded else tensor for name, tensor in source.items()}
 
 
-def read_by(format, label, spec, model, reference, packed, expected, plain_output):
+def read_by(format, label, case, expected, plain_output):
     """One loader's row. What a loader cannot do with the library's own checkpoint, a view cannot be blamed for."""
+    spec, model, given, reference, packed, _ = case
     row = Row(spec, model, label, "")
     load = format.LOADERS[label]
     own, error = attempt(load, spec, model, reference)
     if own is None:
         row.notes.append(f"cannot read the library's own: {error}")
         return row
-    misread = compare.values(expected, own.weights)
+    misread = compare.values(given | format.decode(spec, reference), own.weights)
     got, error = attempt(load, spec, model, packed)
     tally = compare.Tally() if got is None else compare.values(expected, got.weights)
     if got is None:
@@ -124,23 +135,31 @@ def case(format, spec, model, place, serve):
     dense = rounded(given, format.decode(spec, reference))
     try:
         with serve(format, source, reference, spec, dense) as (packed, unpacked):
-            return rows(format, spec, model, given, reference, packed, unpacked)
+            return rows(format, (spec, model, given, reference, packed, unpacked))
     except mounts.Refused as error:
-        return [Row(spec, model, "(files)", "", {"mount": compare.Tally(0, 1, str(error).splitlines()[0])})]
+        return [failed(spec, model, "mount", str(error).splitlines()[0])]
 
 
-def rows(format, spec, model, given, reference, packed, unpacked):
+def failed(spec, model, what, error):
+    return Row(spec, model, "(files)", "", {what: compare.Tally(0, 1, error)})
+
+
+def rows(format, case):
     """All comparisons of the view `packed` with `reference` and with the dense view `unpacked`."""
+    spec, model, given, reference, packed, unpacked = case
     read = store(format)
-    decoded = format.decode(spec, packed)
     files = Row(spec, model, "(files)", format.LIBRARY[1])
     files.tallies["tensors"] = compare.contents(read.tensors(reference), read.tensors(packed), getattr(format, "same", None))
     files.tallies["config"] = compare.configs(read.configs(reference), read.configs(packed))
+    decoded, error = attempt(format.decode, spec, packed)
+    if decoded is None:
+        files.tallies["decoded"] = compare.Tally(0, 1, f"the library's decoder cannot read the view: {error}")
+        return [files]
     files.tallies["dense"] = compare.contents(rounded(given, decoded), read.tensors(unpacked))
     loaded, error = attempt(plain(format, model), unpacked)
     files.tallies["dense"].add(loaded is not None, f"the dense view does not load: {error}")
     output = loaded.output if loaded else None
-    return [files, *(read_by(format, label, spec, model, reference, packed, given | decoded, output) for label in format.LOADERS)]
+    return [files, *(read_by(format, label, case, given | decoded, output) for label in format.LOADERS)]
 
 
 COLUMNS = ("spec", "model", "loader", "tensors", "config", "dense", "decoded", "logits")
@@ -182,10 +201,11 @@ def main():
     parser.add_argument("format", nargs="*", help="a format (ct fp8 gptq awq bnb onnx) or a spec (ct-4bit); all that the binary has by default")
     parser.add_argument("--model", action="append", help="only this model")
     parser.add_argument("--stand-in", action="store_true", help="read what the libraries wrote in place of mounts: tries the checks, not quantfs")
+    parser.add_argument("--fault", choices=faults.KINDS, help="with --stand-in: spoil this first; the run must fail")
     parser.add_argument("--json", type=Path, help="also write the rows here")
     arguments = parser.parse_args()
     place = Path(tempfile.mkdtemp(prefix="quantfs-interop-work-"))
-    serve = stand_in if arguments.stand_in else mounted
+    serve = stand_in(arguments.fault) if arguments.stand_in else mounted
     served = set(formats.NAMES) if arguments.stand_in else mounts.formats()
     made = []
     show(COLUMNS)
@@ -193,7 +213,7 @@ def main():
         for model in format.MODELS:
             if not arguments.model or model in arguments.model:
                 lines, error = attempt(case, format, spec, model, place, serve)
-                made += (lines := lines or [Row(spec, model, "(files)", "", {"run": compare.Tally(0, 1, error)})])
+                made += (lines := lines or [failed(spec, model, "run", error)])
                 for row in lines:
                     tell(row)
     absent = [] if arguments.format else [name for name in formats.NAMES if name not in served]

@@ -51,6 +51,15 @@ def qwen3_moe():
 LANGUAGE = {"llama": llama, "llama-odd": llama_odd, "qwen2": qwen2, "qwen3-moe": qwen3_moe}
 
 
+def tokenizer(directory):
+    """One token for each id: gptqmodel opens no model without a tokenizer."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    made = Tokenizer(models.WordLevel({f"w{i}": i for i in range(HIDDEN["vocab_size"])}, unk_token="w0"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    transformers.PreTrainedTokenizerFast(tokenizer_object=made, unk_token="w0", bos_token="w1", eos_token="w2", pad_token="w0").save_pretrained(directory)
+
+
 def widen(model, generator):
     """Random values of the size that trained weights have; the initial ones make every bias zero and every norm one."""
     with torch.no_grad():
@@ -128,6 +137,7 @@ def make(name, directory):
         layers(target)
     else:
         widen(LANGUAGE[name](), generator).to(torch.bfloat16).save_pretrained(target)
+        tokenizer(target)
     return target
 
 
