@@ -1,0 +1,51 @@
+"""The 128x128 block FP8 of DeepSeek and Qwen, as transformers' FineGrainedFP8 quantizes it.
+
+Its from_pretrained quantizes on GPUs only, and it leaves a weight that its blocks do not divide beside a scale of random memory; so its
+operation is called a tensor at a time, and such a weight stays dense and is listed. Experts have a scale each, as in published checkpoints:
+transformers' save_pretrained stacks the scales of experts, and cannot read them back.
+"""
+
+from importlib.metadata import version
+from types import SimpleNamespace
+
+import torch
+from transformers import FineGrainedFP8Config
+from transformers.integrations.finegrained_fp8 import Fp8Dequantize, Fp8Quantize
+
+import checkpoint
+import loaders
+
+LIBRARY = ("transformers", version("transformers"))
+MODELS = ("llama", "llama-odd", "qwen2", "qwen3-moe")
+SPECS = ("fp8",)
+
+
+def write(spec, model, source, target):
+    quantizer = Fp8Quantize(SimpleNamespace(quantization_config=FineGrainedFP8Config()))
+    contents, dense = {}, []
+    for name, tensor in checkpoint.tensors(source).items():
+        made = quantizer._quantize_one(name, tensor) if name.endswith("_proj.weight") else {name: tensor}
+        contents |= made
+        if len(made) == 1 and tensor.ndim == 2 and "embed_tokens" not in name:
+            dense.append(name.removesuffix(".weight"))
+    block = {"activation_scheme": "dynamic", "modules_to_not_convert": dense, "quant_method": "fp8", "weight_block_size": [128, 128]}
+    checkpoint.write(target, source, contents, {"": block})
+
+
+def decode(spec, directory):
+    contents = checkpoint.tensors(directory)
+    decoder = Fp8Dequantize(None)
+    pairs = {n: contents[f"{n}_scale_inv"] for n in contents if f"{n}_scale_inv" in contents}
+    return {name: decoder._dequantize_one(contents[name], scale, torch.bfloat16) for name, scale in pairs.items()}
+
+
+def load(spec, model, directory):
+    """Without a GPU, transformers decodes while it loads."""
+    return loaders.plain(directory)
+
+
+LOADERS = {"transformers": load}
+
+
+def bound(spec, label):
+    return 0.0

@@ -1,0 +1,232 @@
+"""Every format of this binary, by the loaders that read it, against the libraries that write it."""
+
+import argparse
+import json
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import traceback
+import warnings
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error", TQDM_DISABLE="1", TOKENIZERS_PARALLELISM="false")
+# The models are tiny: threads that wait for each other cost more than they compute.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+warnings.filterwarnings("ignore")
+logging.disable(logging.WARNING)
+
+from tqdm import tqdm  # noqa: E402
+
+begin = tqdm.__init__
+tqdm.__init__ = lambda self, *args, **options: begin(self, *args, **{**options, "disable": True})
+
+import checkpoint  # noqa: E402
+import compare  # noqa: E402
+import faults  # noqa: E402
+import formats  # noqa: E402
+import loaders  # noqa: E402
+import mounts  # noqa: E402
+import sources  # noqa: E402
+
+
+@dataclass
+class Row:
+    """One spec on one model by one loader: tallies by what was compared, and what there is to say."""
+
+    spec: str
+    model: str
+    loader: str
+    version: str
+    tallies: dict = field(default_factory=dict)
+    logits: str = "-"
+    notes: list = field(default_factory=list)
+
+    @property
+    def failed(self):
+        return [f"{what}: {tally.first or 'nothing was compared'}" for what, tally in self.tallies.items() if not tally.good]
+
+
+def store(format):
+    """What reads and writes the format's directories."""
+    return getattr(format, "STORE", checkpoint)
+
+
+def plain(format, model):
+    """What loads the model in full precision."""
+    if hasattr(format, "plain"):
+        return format.plain
+    return loaders.plain_pipeline if model == "sd3" else loaders.plain
+
+
+@contextmanager
+def mounted(format, source, reference, spec, dense):
+    """The two views that are compared: in `spec`, and rounded through it."""
+    with mounts.view(source, spec) as packed, mounts.view(source, f"dense-{spec}") as rounded:
+        yield packed, rounded
+
+
+def stand_in(fault):
+    """In place of mounts, what the library wrote: every check must pass, or it checks something else than the format. With a fault, it must not."""
+
+    @contextmanager
+    def serve(format, source, reference, spec, dense):
+        with tempfile.TemporaryDirectory(prefix="quantfs-interop-") as made:
+            packed, unpacked = Path(made, "packed"), Path(made, "dense")
+            shutil.copytree(reference, packed)
+            store(format).write(unpacked, source, dense, {})
+            if fault:
+                faults.plant(fault, packed, unpacked)
+            yield packed, unpacked
+
+    return serve
+
+
+def attempt(action, *args):
+    """What it returns and no error, or nothing and the error in one line."""
+    try:
+        return action(*args), ""
+    except Exception as error:  # a loader may raise anything
+        if os.environ.get("QUANTFS_INTEROP_TRACE"):
+            traceback.print_exc()
+        return None, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:160]
+
+
+def rounded(source, decoded):
+    """What the dense view must hold: the source, its quantized weights replaced by their decoded values."""
+    return {name: decoded[name].to(tensor.dtype) if name in decoded else tensor for name, tensor in source.items()}
+
+
+def read_by(format, label, case, expected, plain_output):
+    """One loader's row. What a loader cannot do with the library's own checkpoint, a view cannot be blamed for."""
+    spec, model, given, reference, packed, _ = case
+    row = Row(spec, model, label, "")
+    load = format.LOADERS[label]
+    own, error = attempt(load, spec, model, reference)
+    if own is None:
+        row.notes.append(f"cannot read the library's own: {error}")
+        return row
+    misread = compare.values(given | format.decode(spec, reference), own.weights)
+    got, error = attempt(load, spec, model, packed)
+    tally = compare.Tally() if got is None else compare.values(expected, got.weights)
+    if got is None:
+        tally.add(False, f"{label} reads the library's own but not the view: {error}")
+    elif not misread.good:
+        row.notes.append(f"misreads the library's own as much: {misread}, {misread.first}")
+        return row
+    row.tallies["decoded"] = tally
+    if got is not None and got.output is not None and plain_output is not None:
+        off, bound = compare.relative(plain_output, got.output), format.bound(spec, label)
+        row.logits = "equal" if off == 0 else f"{off:.1e} (<= {bound:g})"
+        row.tallies["logits"] = compare.Tally()
+        row.tallies["logits"].add(off <= bound, f"off by {off:.2e} from the dense view's, {bound:g} allowed")
+    return row
+
+
+def case(format, spec, model, place, serve):
+    """The rows of one spec on one model: its files, then each loader."""
+    source = sources.make(model, place / "sources")
+    reference = place / "reference" / spec / model
+    format.write(spec, model, source, reference)
+    given = store(format).tensors(source)
+    dense = rounded(given, format.decode(spec, reference))
+    try:
+        with serve(format, source, reference, spec, dense) as (packed, unpacked):
+            return rows(format, (spec, model, given, reference, packed, unpacked))
+    except mounts.Refused as error:
+        return [failed(spec, model, "mount", str(error).splitlines()[0])]
+
+
+def failed(spec, model, what, error):
+    return Row(spec, model, "(files)", "", {what: compare.Tally(0, 1, error)})
+
+
+def rows(format, case):
+    """All comparisons of the view `packed` with `reference` and with the dense view `unpacked`."""
+    spec, model, given, reference, packed, unpacked = case
+    read = store(format)
+    files = Row(spec, model, "(files)", format.LIBRARY[1])
+    files.tallies["tensors"] = compare.contents(read.tensors(reference), read.tensors(packed), getattr(format, "same", None))
+    files.tallies["config"] = compare.configs(read.configs(reference), read.configs(packed))
+    decoded, error = attempt(format.decode, spec, packed)
+    if decoded is None:
+        files.tallies["decoded"] = compare.Tally(0, 1, f"the library's decoder cannot read the view: {error}")
+        return [files]
+    files.tallies["dense"] = compare.contents(rounded(given, decoded), read.tensors(unpacked))
+    loaded, error = attempt(plain(format, model), unpacked)
+    files.tallies["dense"].add(loaded is not None, f"the dense view does not load: {error}")
+    output = loaded.output if loaded else None
+    return [files, *(read_by(format, label, case, given | decoded, output) for label in format.LOADERS)]
+
+
+COLUMNS = ("spec", "model", "loader", "tensors", "config", "dense", "decoded", "logits")
+
+
+def cells(row):
+    return [row.spec, row.model, row.loader] + [str(row.tallies.get(column, "-")) for column in COLUMNS[3:7]] + [row.logits]
+
+
+WIDTHS = (20, 11, 28, 8, 7, 8, 8, 0)
+
+
+def show(cells):
+    print("  ".join(cell.ljust(size) for cell, size in zip(cells, WIDTHS)).rstrip())
+
+
+def tell(row):
+    """A row's line of the table, then what is to be said of it."""
+    show(cells(row))
+    for note in row.notes:
+        print(f"    {row.loader} {note}")
+    for fault in row.failed:
+        print(f"    FAILED {fault}")
+    sys.stdout.flush()
+
+
+def chosen(arguments, served):
+    """The (format, spec) pairs to run: of every format that is served, or of those named, by format or by spec."""
+    for name in formats.NAMES:
+        module = formats.named(name) if not arguments or any(a.split("-")[0] == name for a in arguments) else None
+        for spec in module.SPECS if module else ():
+            asked = name in arguments or spec in arguments
+            if asked or not arguments and name in served:
+                yield module, spec
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("format", nargs="*", help="a format (ct fp8 gptq awq bnb onnx) or a spec (ct-4bit); all that the binary has by default")
+    parser.add_argument("--model", action="append", help="only this model")
+    parser.add_argument("--stand-in", action="store_true", help="read what the libraries wrote in place of mounts: tries the checks, not quantfs")
+    parser.add_argument("--fault", choices=faults.KINDS, help="with --stand-in: spoil this first; the run must fail")
+    parser.add_argument("--json", type=Path, help="also write the rows here")
+    arguments = parser.parse_args()
+    place = Path(tempfile.mkdtemp(prefix="quantfs-interop-work-"))
+    serve = stand_in(arguments.fault) if arguments.stand_in else mounted
+    served = set(formats.NAMES) if arguments.stand_in else mounts.formats()
+    made = []
+    show(COLUMNS)
+    for format, spec in chosen(arguments.format, served):
+        for model in format.MODELS:
+            if not arguments.model or model in arguments.model:
+                lines, error = attempt(case, format, spec, model, place, serve)
+                made += (lines := lines or [failed(spec, model, "run", error)])
+                for row in lines:
+                    tell(row)
+    absent = [] if arguments.format else [name for name in formats.NAMES if name not in served]
+    for name in absent:
+        print(f"{name}: not in this binary, not tried")
+    tallies = [tally for row in made for tally in row.tallies.values()]
+    right, total = sum(t.right for t in tallies), sum(max(t.total, 1) for t in tallies)
+    unread = sum(bool(row.notes) for row in made)
+    if arguments.json:
+        arguments.json.write_text(json.dumps([dict(zip(COLUMNS, cells(r)), notes=r.notes, failed=r.failed) for r in made], indent=1) + "\n")
+    print(f"{right} passed, {total - right} failed, {unread + len(absent)} skipped")
+    return 1 if right != total or not total else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
