@@ -413,7 +413,10 @@ impl<'a> Builder<'a> {
             let modified = layout::newest(self.source, all);
             let head = manifest::Head { default: &default, repo: self.source.repo(), options: self.options.to_json() };
             let bytes = manifest::render(&head, &self.layers);
-            self.plan.files.push(layout::known("quantization.json".to_owned(), modified, bytes));
+            let components: Vec<&str> = self.layers.iter().map(|layer| layer.component.as_str()).collect();
+            for name in self.options.spec.format().dialect().manifests(&components) {
+                self.plan.files.push(layout::known(name.to_owned(), modified, bytes.clone()));
+            }
         }
         self.plan.files.sort_by(|a, b| a.path.cmp(&b.path));
         if let Some(pair) = self.plan.files.windows(2).find(|p| p[0].path == p[1].path) {

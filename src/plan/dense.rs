@@ -85,7 +85,12 @@ fn goes_by_rows(scheme: &dyn Scheme, weight: &Weight, set: &Set, slice: &Slice) 
         && slice.start.is_multiple_of(cols)
         && (slice.rows == 1 || slice.row_stride.is_multiple_of(cols))
         && slice.cols.is_multiple_of(cols);
-    let alone = banding.axis == Axis::Flat && cols.is_multiple_of(banding.granule) && scheme.survey(weight).is_none();
+    let by_itself = match banding.axis {
+        Axis::Flat => cols.is_multiple_of(banding.granule),
+        Axis::Rows => banding.granule == 1,
+        Axis::Columns => false,
+    };
+    let alone = by_itself && scheme.survey(weight).is_none();
     weight.cols() == cols && whole_rows && alone
 }
 

@@ -33,6 +33,7 @@ mod onnx;
 mod onnx_hostile;
 mod operators;
 mod overlays;
+mod pipelines;
 mod plan;
 #[cfg(feature = "cli")]
 mod readme;

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::quant::{
     Scheme,
-    dialect::{Arranged, Choice, Component, Decided, Dialect, hf},
+    dialect::{Arranged, Arrangement, Choice, Component, Decided, Dialect, hf},
 };
 
 /// Loaders of the `awq` format.
@@ -20,6 +20,10 @@ pub static AWQ: Awq = Awq;
 impl Dialect for Awq {
     fn name(&self) -> &'static str {
         "awq"
+    }
+
+    fn arrange(&self, component: &Component<'_>) -> Result<Arrangement, String> {
+        Ok(hf::arrange(component))
     }
 
     fn choose(&self, component: &Component<'_>, tensor: &Arranged, _: &dyn Scheme) -> Choice {

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::quant::{
     Scheme,
-    dialect::{Arranged, Choice, Component, Decided, Dialect, hf},
+    dialect::{Arranged, Arrangement, Choice, Component, Decided, Dialect, hf},
 };
 
 /// Loaders of the published block layout.
@@ -20,6 +20,10 @@ pub static FP8: Fp8 = Fp8;
 impl Dialect for Fp8 {
     fn name(&self) -> &'static str {
         "fp8"
+    }
+
+    fn arrange(&self, component: &Component<'_>) -> Result<Arrangement, String> {
+        Ok(hf::arrange(component))
     }
 
     fn choose(&self, component: &Component<'_>, tensor: &Arranged, _: &dyn Scheme) -> Choice {

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use crate::quant::{
     Scheme,
-    dialect::{Arranged, Choice, Component, Decided, Dialect, hf},
+    dialect::{Arranged, Arrangement, Choice, Component, Decided, Dialect, hf},
 };
 
 /// Loaders of the `gptq` format.
@@ -29,6 +29,10 @@ const HEAD: &str = "lm_head";
 impl Dialect for Gptq {
     fn name(&self) -> &'static str {
         "gptq"
+    }
+
+    fn arrange(&self, component: &Component<'_>) -> Result<Arrangement, String> {
+        Ok(hf::arrange(component))
     }
 
     fn choose(&self, component: &Component<'_>, tensor: &Arranged, _: &dyn Scheme) -> Choice {

@@ -147,6 +147,11 @@ fn is_table(last: &str) -> bool {
     }
 }
 
+/// The tensors of a component, with every expert a linear layer of its own.
+pub(super) fn arrange(component: &Component<'_>) -> Arrangement {
+    experts::apart(component)
+}
+
 /// What a dialect without exceptions of its own chooses.
 pub(super) fn choose(component: &Component<'_>, tensor: &Arranged) -> Choice {
     match kind(component, tensor) {

@@ -14,6 +14,7 @@ pub mod onnx;
 pub mod plain;
 pub mod zimage;
 
+mod experts;
 mod hf;
 mod index;
 
@@ -186,6 +187,12 @@ pub trait Dialect: Sync + Debug {
     ) -> Option<Vec<u8>> {
         let _ = (component, default, decided);
         None
+    }
+
+    /// Names of the manifest at the view's root, given the directories of all components with quantized weights.
+    fn manifests(&self, components: &[&str]) -> Vec<&'static str> {
+        let _ = components;
+        vec!["quantization.json"]
     }
 
     /// The index of the component's shards, `<set>.safetensors.index.json`.

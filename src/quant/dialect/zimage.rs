@@ -32,7 +32,15 @@ impl Dialect for Zimage {
     fn choose(&self, component: &Component<'_>, tensor: &Arranged, default: &dyn Scheme) -> Choice {
         why_dense(component.dir, tensor, default.facts().group_size).map_or(Choice::Default, Choice::Keep)
     }
+
+    fn manifests(&self, components: &[&str]) -> Vec<&'static str> {
+        let alone = components.iter().all(|dir| dir.is_empty());
+        if alone { vec!["quantization.json", CONTROLNET] } else { vec!["quantization.json"] }
+    }
 }
+
+/// The manifest of a ControlNet, which lies beside its weights.
+const CONTROLNET: &str = "controlnet_quantization.json";
 
 /// Why the quantizer leaves a tensor dense. A lone set at the root is a ControlNet: it has no
 /// component, and only the rule on prefixes does not apply to it.
