@@ -12,7 +12,11 @@ use crate::{
     },
     container::json,
     plan::Row,
-    quant::{Facts, Module, Recognized, Unsupported, recognize::recognize, stated::{Statements, is_state}},
+    quant::{
+        Facts, Module, Recognized, Unsupported,
+        recognize::recognize,
+        stated::{Statements, is_state},
+    },
 };
 
 /// The tensors of a quantized directory, a row for each weight with all its parts.

@@ -13,7 +13,10 @@ use std::{
 use crate::{
     container::json,
     quant::{
-        Module, Recognized, Unsupported, Weight, format::cast::Cast, operator::Bytes, recognize::recognize,
+        Module, Recognized, Unsupported, Weight,
+        format::cast::Cast,
+        operator::Bytes,
+        recognize::recognize,
         stated::{Statements, is_state},
     },
     runtime::{

@@ -7,11 +7,7 @@ use crate::{
     tensor::Float,
 };
 
-use super::{
-    blocks::largest,
-    book::magnitude,
-    widen,
-};
+use super::{blocks::largest, book::magnitude, widen};
 
 /// Rows and columns of a tile.
 pub(in crate::kernel) const TILE: usize = 128;

@@ -45,12 +45,8 @@ impl Scheme for Blocks {
         if !rows.is_multiple_of(BLOCK) {
             return Err(Unsupported(format!("its {rows} rows are no whole groups of {BLOCK}")));
         }
-        let part = |suffix, dtype, shape, per_granule| Part {
-            suffix,
-            dtype,
-            shape,
-            content: Content::Tiled { per_granule },
-        };
+        let part =
+            |suffix, dtype, shape, per_granule| Part { suffix, dtype, shape, content: Content::Tiled { per_granule } };
         Ok(vec![
             part(".weight", Dtype::F8_E4M3, vec![rows, cols], BLOCK * cols),
             part(".weight_scale_inv", Dtype::F32, vec![rows / BLOCK, cols / BLOCK], cols / BLOCK * 4),

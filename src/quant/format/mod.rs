@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// All formats, in the order of the table.
-pub static FORMATS: &[&dyn Format] = 
+pub static FORMATS: &[&dyn Format] =
     &[&mlx::Mlx, &zimage::Zimage, &fp8::Fp8, &bnb::BitsAndBytes, &sym::Symmetric, &source::Source];
 
 /// How a format of the table, or a scheme beside the table, recognizes a module.

@@ -13,9 +13,7 @@ use serde_json::{Value, json};
 
 use crate::{
     kernel::kernels,
-    quant::{
-        Axis, Banding, Content, Facts, Module, Part, Recognized, Scheme, Unsupported, Weight, format::ENCODING,
-    },
+    quant::{Axis, Banding, Content, Facts, Module, Part, Recognized, Scheme, Unsupported, Weight, format::ENCODING},
     tensor::{Dtype, Float, Rows},
 };
 
@@ -63,8 +61,7 @@ impl Scheme for Vectorwise {
     fn encode(&self, band: Rows<'_>, out: &mut [&mut [u8]]) {
         let [codes, magnitudes] = out else { panic!("int8 has two encoded parts, not {}", out.len()) };
         let rows = band.data.chunks_exact(band.cols * band.float.size()).zip(codes.chunks_exact_mut(band.cols));
-        let found: Vec<f32> =
-            rows.map(|(row, codes)| kernels().quantize_vectorwise(band.float, row, codes)).collect();
+        let found: Vec<f32> = rows.map(|(row, codes)| kernels().quantize_vectorwise(band.float, row, codes)).collect();
         store(&found, magnitudes);
     }
 
