@@ -101,10 +101,12 @@ const fn dynamic() -> [f32; 256] {
     map
 }
 
-/// The i-th of the ends of so many steps from 0.1 to 1, as torch's `linspace` computes it: from the nearer end.
+/// The i-th of the ends of so many steps from 0.1 to 1, as torch's `linspace` computes it: from the nearer end,
+/// with a product and a sum that are rounded together (both are exact in f64).
 const fn boundary(steps: usize, i: usize) -> f32 {
-    let step = (1.0f32 - 0.1) / steps as f32;
-    if i < (steps + 1) / 2 { 0.1 + step * i as f32 } else { 1.0 - step * (steps - i) as f32 }
+    let step = ((1.0f32 - 0.1) / steps as f32) as f64;
+    let exact = if i < (steps + 1) / 2 { 0.1f32 as f64 + step * i as f64 } else { 1.0 - step * (steps - i) as f64 };
+    exact as f32
 }
 
 /// Code of a value of at most 1 in magnitude in [`DYNAMIC`], as bitsandbytes' library for CPUs finds it: it

@@ -22,6 +22,8 @@ pub struct Stated {
     pub bits: Option<u32>,
     /// Elements of a group.
     pub group_size: Option<usize>,
+    /// Rows of a matrix.
+    pub rows: Option<usize>,
     /// Elements of a row.
     pub cols: Option<usize>,
     /// The dtype of the source.
@@ -89,6 +91,7 @@ impl Statements {
                 mode: own.mode.or_else(|| default.mode.clone()),
                 bits: own.bits.or(default.bits),
                 group_size: own.group_size.or(default.group_size),
+                rows: own.rows,
                 cols: own.cols,
                 float: None,
             };
@@ -105,10 +108,12 @@ impl Statements {
     /// A text that says nothing of a matrix, or lacks what its parts need.
     pub fn add_state(&mut self, tensor: &str, text: &[u8]) -> Result<(), String> {
         let Some((stem, kind)) = tensor.split_once(STATE) else { return Ok(()) };
-        let value: Value = serde_json::from_slice(text).map_err(|e| format!("is no JSON: {e}"))?;
+        // Python writes offsets that are not finite as words that JSON has not.
+        let text = String::from_utf8_lossy(text).replace("-Infinity", "0").replace("Infinity", "0").replace("NaN", "0");
+        let value: Value = serde_json::from_str(&text).map_err(|e| format!("is no JSON: {e}"))?;
         let number = |key: &str| value.get(key).and_then(Value::as_u64);
         let shape = value.get("shape").and_then(Value::as_array).map(Vec::as_slice);
-        let Some([_, cols]) = shape else { return Err("says no shape of a matrix".to_owned()) };
+        let Some([rows, cols]) = shape else { return Err("says no shape of a matrix".to_owned()) };
         if value.get("nested_blocksize").is_some() && value.get("nested_offset").and_then(Value::as_f64).is_none() {
             return Err("says no nested_offset".to_owned());
         }
@@ -117,6 +122,7 @@ impl Statements {
             mode: Some(kind.to_owned()),
             bits: Some(4),
             group_size: size(number("blocksize")),
+            rows: size(rows.as_u64()),
             cols: size(cols.as_u64()),
             float: value.get("dtype").and_then(Value::as_str).and_then(Float::from_name),
         };
@@ -141,6 +147,7 @@ impl Statements {
             stated.mode = stated.mode.or_else(|| entry.mode.clone());
             stated.bits = stated.bits.or(entry.bits);
             stated.group_size = stated.group_size.or(entry.group_size);
+            stated.rows = stated.rows.or(entry.rows);
             stated.cols = stated.cols.or(entry.cols);
             stated.float = stated.float.or(entry.float);
         }
@@ -181,6 +188,7 @@ fn read(entry: &Value) -> Stated {
         mode: entry.get("mode").and_then(Value::as_str).map(str::to_owned),
         bits: number("bits").and_then(|n| u32::try_from(n).ok()),
         group_size: size("group_size"),
+        rows: size("out_dim"),
         cols: size("in_dim"),
         float: None,
     }

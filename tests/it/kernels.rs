@@ -4,6 +4,7 @@ use quantfs::{
     kernel::{
         Affine, Blocks, Cast, Columns, Flavour, Isa, Kernels, Micro, MicroCode, Rule, ScaleRule, available, kernels,
     },
+    num::book::{FP4, NF4},
     tensor::Float,
 };
 
@@ -284,6 +285,42 @@ fn columns_are_the_same_from_every_table() {
                 k.quantize_columns(&job, &src[start..], codes, zeros, scales);
             });
         }
+    }
+}
+
+#[test]
+fn codes_of_books_rows_and_tiles_are_the_same_from_every_table() {
+    let mut random = Random(5);
+    for count in (0..150).chain([255, 256, 257, 2048, 5001]) {
+        for (float, book) in Float::ALL.into_iter().flat_map(|float| [&NF4, &FP4].map(|book| (float, book))) {
+            let start = random.index(8);
+            let src = elements(&mut random, float, count, start);
+            let (codes, blocks) = (count.div_ceil(2), count.div_ceil(64));
+            let what = format!("{count} elements of {}, start {start}", float.name());
+            differential(&format!("codes of a book: {what}"), codes + 8 * blocks, start, |k, out| {
+                let (codes, rest) = out.split_at_mut(codes);
+                let (absmax, again) = rest.split_at_mut(4 * blocks);
+                let mut found = vec![0.0; blocks];
+                k.quantize_by_book(float, book, &src[start..], codes, &mut found);
+                absmax.copy_from_slice(&found.iter().flat_map(|w| w.to_le_bytes()).collect::<Vec<_>>());
+                k.block_maxima(float, &src[start..], &mut found);
+                again.copy_from_slice(&found.iter().flat_map(|w| w.to_le_bytes()).collect::<Vec<_>>());
+                assert_eq!(absmax, again, "{what}");
+            });
+            differential(&format!("codes of a row: {what}"), count + 4, start, |k, out| {
+                let (codes, most) = out.split_at_mut(count);
+                most.copy_from_slice(&k.quantize_vectorwise(float, &src[start..], codes).to_le_bytes());
+            });
+        }
+    }
+    for (float, cols) in Float::ALL.into_iter().flat_map(|float| [128, 384, 1024].map(|cols| (float, cols))) {
+        let src = elements(&mut random, float, 128 * cols, 3);
+        differential(&format!("tiles of {}", float.name()), 128 * cols + cols / 32, 3, |k, out| {
+            let (codes, scales) = out.split_at_mut(128 * cols);
+            let mut found = vec![0.0; cols / 128];
+            k.quantize_tiles(float, cols, &src[3..], codes, &mut found);
+            scales.copy_from_slice(&found.iter().flat_map(|w| w.to_le_bytes()).collect::<Vec<_>>());
+        });
     }
 }
 

@@ -3,6 +3,7 @@
 
 #[cfg(feature = "cli")]
 mod bench;
+mod bnb;
 mod bulk;
 mod cache;
 #[cfg(all(feature = "cli", feature = "fuse"))]

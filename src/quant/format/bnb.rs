@@ -218,13 +218,13 @@ fn four_bit(module: &Module<'_>, kind: Kind, codes: &TensorInfo) -> Result<Recog
     })?;
     let most = codes.elements().and_then(|bytes| bytes.checked_mul(2)).unwrap_or(0);
     // An odd number of elements leaves half a byte.
-    let elements = [most, most.saturating_sub(1)].into_iter().find(|n| *n > 0 && n.is_multiple_of(cols));
-    let Some(elements) = elements else {
-        return Err(Unsupported(format!("{most} codes do not make rows of {cols}")));
+    let mut rows = [most, most.saturating_sub(1)].into_iter().filter(|n| *n > 0 && n % cols == 0).map(|n| n / cols);
+    let Some(rows) = rows.find(|rows| module.stated.rows.is_none_or(|said| said == *rows)) else {
+        return Err(Unsupported(format!("{most} codes do not make the rows of {cols} that are said")));
     };
     let double = module.get(".weight.nested_absmax").is_some();
     let float = module.stated.float.unwrap_or(Float::F32);
-    let weight = Weight { stem: module.stem.to_owned(), float, shape: vec![elements / cols, cols] };
+    let weight = Weight { stem: module.stem.to_owned(), float, shape: vec![rows, cols] };
     Ok(Recognized { scheme: Arc::new(FourBit::new(kind, double)), weight })
 }
 

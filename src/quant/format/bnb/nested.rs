@@ -13,8 +13,6 @@
 
 use std::sync::Arc;
 
-use serde_json::Value;
-
 use crate::{
     kernel::kernels,
     num::book::{DYNAMIC, dynamic_code},
@@ -89,10 +87,11 @@ fn python(x: f64) -> String {
     }
 }
 
-/// The offset that a state's text holds.
+/// The offset that a state's text holds; Python's words for what is not finite are no JSON.
 pub(super) fn offset_of(state: &[u8]) -> Option<f32> {
-    let value: Value = serde_json::from_slice(state).ok()?;
-    value.get("nested_offset")?.as_f64().map(|offset| offset as f32)
+    let (_, after) = std::str::from_utf8(state).ok()?.split_once(r#""nested_offset""#)?;
+    let number = after.trim_start().strip_prefix(':')?.split([',', '}']).next()?.trim();
+    number.parse::<f64>().ok().map(|offset| offset as f32)
 }
 
 /// The parts that come between the magnitudes and the first code table, and the table; `granule` magnitudes are made
@@ -263,5 +262,46 @@ fn rest_of<const N: usize>(rest: &[f32], mut sums: [f32; N]) -> f32 {
 fn add(sums: &mut [f32; ROW], row: &[f32; ROW]) {
     for i in 0..ROW {
         sums[i] += row[i];
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Torch's own means of the first so many numbers, from `tests/golden/bnb`.
+    #[test]
+    fn the_mean_is_torchs() -> Result<(), Box<dyn std::error::Error>> {
+        let means: Vec<(usize, u32)> = serde_json::from_str(include_str!("../../../../tests/golden/bnb/means.json"))?;
+        let mut state = 7u64;
+        let mut next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 40) as f32 / (1u32 << 24) as f32
+        };
+        let most = means.iter().map(|(count, _)| *count).max().unwrap_or_default();
+        let numbers: Vec<f32> = (0..most).map(|_| next()).collect();
+        for (count, bits) in means {
+            let mean = Mean::of_count(count);
+            // Runs of several first-level sums, as bands are.
+            let told: Vec<f32> = numbers[..count].chunks(mean.chunk() * 3).flat_map(|run| mean.look(run)).collect();
+            assert_eq!(mean.conclude(&told).to_bits(), bits, "{count} numbers");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn offsets_are_read_as_python_writes_them() {
+        let cases = [0.129_845_14, 1e-5, 2.5e-7, 1e16, 3e38, 0.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN];
+        for offset in cases {
+            let weight = Weight { stem: "up".into(), float: Float::Bf16, shape: vec![usize::MAX >> 32, 1 << 30] };
+            let text = State::new(&weight, Some(offset)).padded(Kind::Nf4);
+            assert_eq!(text.len(), STATE_LEN);
+            assert_eq!(text.last(), Some(&b' '), "it has room");
+            assert_eq!(offset_of(&text).map(f32::to_bits), Some(offset.to_bits()), "{offset}");
+        }
+        assert_eq!(python(1e-5), "1e-05");
+        assert_eq!(python(1.5e16), "1.5e+16");
+        assert_eq!(python(0.0001), "0.0001");
+        assert_eq!(offset_of(b"{}"), None);
     }
 }
