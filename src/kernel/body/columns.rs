@@ -158,52 +158,72 @@ fn highest(bits: u32) -> f32 {
 #[inline(always)]
 fn fit(job: &Columns, values: &[[f32; LONGEST]; LANES]) -> Fits {
     let mut fits = Fits { scale: [0.0; LANES], zero: [0.0; LANES] };
-    let (mut least, mut most, mut odd) = ([0f32; LANES], [0f32; LANES], [0f32; LANES]);
     let bound = if job.rule == Rule::Awq { f32::INFINITY } else { 0.0 };
+    let (mut least, mut most) = ([0f32; LANES], [0f32; LANES]);
     for (i, values) in values.iter().enumerate() {
         (least[i], most[i]) = extrema(&values[..job.group], bound, -bound);
-        odd[i] = nan(&values[..job.group]);
     }
-    for i in 0..LANES {
-        (fits.scale[i], fits.zero[i]) = match job.rule {
-            Rule::Gptq { bits, symmetric, less_one } => fit_gptq(highest(bits), symmetric, less_one, least[i], most[i]),
-            Rule::Awq => fit_awq(least[i], most[i]),
-        };
-        fits.scale[i] = if odd[i] == 0.0 { fits.scale[i] } else { f32::NAN };
+    match job.rule {
+        Rule::Gptq { bits, symmetric: true, .. } => {
+            for i in 0..LANES {
+                (fits.scale[i], fits.zero[i]) = fit_symmetric(highest(bits), least[i], most[i]);
+            }
+        }
+        Rule::Gptq { bits, less_one, .. } => {
+            // No zero point is below it.
+            let first = f32::from(u8::from(less_one));
+            for i in 0..LANES {
+                (fits.scale[i], fits.zero[i]) = fit_asymmetric(highest(bits), first, least[i], most[i]);
+            }
+        }
+        Rule::Awq => {
+            for i in 0..LANES {
+                (fits.scale[i], fits.zero[i]) = fit_awq(least[i], most[i]);
+            }
+        }
+    }
+    if has_nan(job.group, values) {
+        for (scale, values) in fits.scale.iter_mut().zip(values) {
+            *scale = if values[..job.group].iter().any(|w| w.is_nan()) { f32::NAN } else { *scale };
+        }
     }
     fits
 }
 
-/// 0 of numbers alone, also of infinite ones.
+/// Whether an element of sixteen rows is no number.
 #[inline(always)]
-fn nan(values: &[f32]) -> f32 {
+fn has_nan(group: usize, values: &[[f32; LONGEST]; LANES]) -> bool {
     let mut odd = [0f32; LANES];
-    for lanes in values.as_chunks::<LANES>().0 {
-        for i in 0..LANES {
-            odd[i] = if lanes[i].is_nan() { 1.0 } else { odd[i] };
+    for values in values {
+        for lanes in values[..group].as_chunks::<LANES>().0 {
+            for i in 0..LANES {
+                odd[i] = if lanes[i].is_nan() { 1.0 } else { odd[i] };
+            }
         }
     }
-    odd.iter().sum()
+    odd.iter().sum::<f32>() > 0.0
 }
 
-/// `find_params` of auto-gptq and gptqmodel. Where zero points are stored less one, none may be 0: such a group
-/// gets one step fewer and the zero point 1.
+/// `find_params` of auto-gptq and gptqmodel, where zero points are at the middle.
 #[inline(always)]
-fn fit_gptq(top: f32, symmetric: bool, less_one: bool, mut least: f32, mut most: f32) -> (f32, f32) {
-    if symmetric {
-        most = larger(-least, most);
-        least = if least < 0.0 { -most } else { least };
-    }
-    if least == 0.0 && most == 0.0 {
-        (least, most) = (-1.0, 1.0);
-    }
+fn fit_symmetric(top: f32, least: f32, most: f32) -> (f32, f32) {
+    let farthest = larger(-least, most);
+    let span = if least < 0.0 { farthest + farthest } else { farthest };
+    let span = if span == 0.0 { 2.0 } else { span };
+    (span / top, (top + 1.0) * 0.5)
+}
+
+/// The same where they are not. A group whose zero point would be below the first one that can be stored has one
+/// step fewer.
+#[inline(always)]
+fn fit_asymmetric(top: f32, first: f32, least: f32, most: f32) -> (f32, f32) {
+    let nothing = least == 0.0 && most == 0.0;
+    let (least, most) = if nothing { (-1.0, 1.0) } else { (least, most) };
     let span = most - least;
     let scale = span / top;
-    if symmetric {
-        return (scale, (top + 1.0) * 0.5);
-    }
     let zero = nearest(-least / scale, 0.0, top);
-    if less_one && zero == 0.0 { (span / (top - 1.0), 1.0) } else { (scale, zero) }
+    let fewer = span / (top - first);
+    if zero < first { (fewer, first) } else { (scale, zero) }
 }
 
 /// AutoAWQ's `pseudo_quantize_tensor`, every step rounded to an IEEE half.
