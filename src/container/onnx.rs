@@ -315,7 +315,7 @@ struct Census<'a> {
 impl<'a> Census<'a> {
     fn visit(&mut self, at: At, message: Message<'a>) -> Result<(), Malformed> {
         let around = self.within;
-        self.fields += message.fields().take(MAX_FIELDS).count();
+        self.fields += message.fields().take(MAX_FIELDS + 1).count();
         if self.fields > MAX_FIELDS {
             return Err(message.malformed(format!("over {MAX_FIELDS} fields in the model")));
         }
