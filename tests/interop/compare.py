@@ -66,13 +66,26 @@ def unordered(value):
 
 
 def configs(reference, mounted):
-    """Every key at the top level of every config."""
+    """Every key at the top level of every config; what is said of a difference is where it begins."""
     tally = Tally()
     for file in sorted(reference.keys() | mounted.keys()):
         left, right = reference.get(file, {}), mounted.get(file, {})
         for key in sorted((left.keys() | right.keys()) - LOOSE):
-            tally.add(unordered(left.get(key, "absent")) == unordered(right.get(key, "absent")), f"{file}: {key} is {right.get(key, 'absent')}, the library's {left.get(key, 'absent')}")
+            tally.add(*equal(f"{file}: {key}", unordered(left.get(key, ABSENT)), unordered(right.get(key, ABSENT))))
     return tally
+
+
+ABSENT = "absent"
+
+
+def equal(path, left, right):
+    """Whether they are, and the innermost key at which they are not."""
+    if isinstance(left, dict) and isinstance(right, dict):
+        for key in sorted(left.keys() | right.keys()):
+            ok, what = equal(f"{path}.{key}", left.get(key, ABSENT), right.get(key, ABSENT))
+            if not ok:
+                return ok, what
+    return left == right, f"{path} is {str(right)[:200]}, the library's {str(left)[:200]}"
 
 
 def values(expected, found):

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import traceback
 import warnings
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -64,9 +64,13 @@ def plain(format, model):
 
 @contextmanager
 def mounted(format, source, reference, spec, dense):
-    """The two views that are compared: in `spec`, and rounded through it."""
-    with mounts.view(source, spec) as packed, mounts.view(source, f"dense-{spec}") as rounded:
-        yield packed, rounded
+    """The two views that are compared: in `spec`, and rounded through it; where that one is refused, why, in its place."""
+    with mounts.view(source, spec) as packed, ExitStack() as stack:
+        try:
+            unpacked = stack.enter_context(mounts.view(source, f"dense-{spec}"))
+        except mounts.Refused as error:
+            unpacked = error
+        yield packed, unpacked
 
 
 def stand_in(fault):
@@ -85,6 +89,11 @@ def stand_in(fault):
     return serve
 
 
+def line(error):
+    """The beginning of what an error says."""
+    return (str(error).splitlines() or [""])[0][:160]
+
+
 def attempt(action, *args):
     """What it returns and no error, or nothing and the error in one line."""
     try:
@@ -92,7 +101,7 @@ def attempt(action, *args):
     except Exception as error:  # a loader may raise anything
         if os.environ.get("QUANTFS_INTEROP_TRACE"):
             traceback.print_exc()
-        return None, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:160]
+        return None, f"{type(error).__name__}: {line(error)}"
 
 
 def rounded(source, decoded):
@@ -137,7 +146,7 @@ def case(format, spec, model, place, serve):
         with serve(format, source, reference, spec, dense) as (packed, unpacked):
             return rows(format, (spec, model, given, reference, packed, unpacked))
     except mounts.Refused as error:
-        return [failed(spec, model, "mount", str(error).splitlines()[0])]
+        return [failed(spec, model, "mount", line(error))]
 
 
 def failed(spec, model, what, error):
@@ -155,11 +164,18 @@ def rows(format, case):
     if decoded is None:
         files.tallies["decoded"] = compare.Tally(0, 1, f"the library's decoder cannot read the view: {error}")
         return [files]
-    files.tallies["dense"] = compare.contents(rounded(given, decoded), read.tensors(unpacked))
-    loaded, error = attempt(plain(format, model), unpacked)
-    files.tallies["dense"].add(loaded is not None, f"the dense view does not load: {error}")
-    output = loaded.output if loaded else None
+    files.tallies["dense"], output = measured(format, model, rounded(given, decoded), unpacked)
     return [files, *(read_by(format, label, case, given | decoded, output) for label in format.LOADERS)]
+
+
+def measured(format, model, expected, unpacked):
+    """The dense view against the decoded values, and what the model makes of it."""
+    if isinstance(unpacked, mounts.Refused):
+        return compare.Tally(0, 1, f"not served: {line(unpacked)}"), None
+    tally = compare.contents(expected, store(format).tensors(unpacked))
+    loaded, error = attempt(plain(format, model), unpacked)
+    tally.add(loaded is not None, f"the dense view does not load: {error}")
+    return tally, loaded.output if loaded else None
 
 
 COLUMNS = ("spec", "model", "loader", "tensors", "config", "dense", "decoded", "logits")
