@@ -12,7 +12,7 @@ use crate::{
     container::json,
     quant::{
         Scheme,
-        dialect::{Arranged, Choice, Component, Decided},
+        dialect::{Arranged, Arrangement, Choice, Component, Decided, experts},
     },
     tensor::Float,
 };
