@@ -4,6 +4,7 @@ import argparse
 import json
 import logging
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -11,6 +12,7 @@ import traceback
 import warnings
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error", TQDM_DISABLE="1", TOKENIZERS_PARALLELISM="false")
@@ -212,6 +214,13 @@ def chosen(arguments, served):
                 yield module, spec
 
 
+def versions():
+    """The libraries of requirements.txt as they are installed."""
+    lines = Path(__file__).with_name("requirements.txt").read_text().splitlines()
+    names = [re.split("[=>]", line)[0] for line in lines if line and not line.startswith("#")]
+    return {name: metadata.version(name) for name in names if name != "setuptools"}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("format", nargs="*", help="a format (ct fp8 gptq awq bnb onnx) or a spec (ct-4bit); all that the binary has by default")
@@ -239,7 +248,8 @@ def main():
     right, total = sum(t.right for t in tallies), sum(max(t.total, 1) for t in tallies)
     unread = sum(bool(row.notes) for row in made)
     if arguments.json:
-        arguments.json.write_text(json.dumps([dict(zip(COLUMNS, cells(r)), notes=r.notes, failed=r.failed) for r in made], indent=1) + "\n")
+        rows = [dict(zip(COLUMNS, cells(r)), notes=r.notes, failed=r.failed) for r in made]
+        arguments.json.write_text(json.dumps({"versions": versions(), "rows": rows}, indent=1) + "\n")
     print(f"{right} passed, {total - right} failed, {unread + len(absent)} skipped")
     return 1 if right != total or not total else 0
 
