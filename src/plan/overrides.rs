@@ -87,7 +87,8 @@ impl Names {
     /// Every tensor by its name, and by `component.name` and `component/name`.
     pub(crate) fn of(snapshot: &Snapshot) -> Self {
         let mut found: HashMap<String, Vec<(usize, usize)>> = HashMap::new();
-        for (s, set) in snapshot.sets.iter().enumerate() {
+        // Models call tensors by names of their own, and hold them transposed.
+        for (s, set) in snapshot.sets.iter().enumerate().filter(|(_, set)| set.graph.is_none()) {
             for (t, info) in set.tensors.iter().enumerate() {
                 found.entry(info.name.clone()).or_default().push((s, t));
                 if !set.dir.is_empty() {

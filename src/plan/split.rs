@@ -85,8 +85,9 @@ pub(crate) fn apply(
     split: bool,
     warnings: &mut Vec<String>,
 ) -> Result<(), Error> {
-    let (all, others): (Vec<Set>, Vec<Set>) =
-        std::mem::take(&mut snapshot.sets).into_iter().partition(|set| Contents::of(set).is_all_in_one());
+    let (all, others): (Vec<Set>, Vec<Set>) = std::mem::take(&mut snapshot.sets)
+        .into_iter()
+        .partition(|set| set.graph.is_none() && Contents::of(set).is_all_in_one());
     snapshot.sets = others;
     if all.is_empty() && split {
         return Err(Error::spec(format!(

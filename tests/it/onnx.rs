@@ -196,9 +196,9 @@ fn models_without_products_are_shown_as_they_are() {
 /// The graph is known when the view is planned, and tensors lie where they can be mapped.
 #[test]
 fn data_is_aligned_and_graphs_are_constants() {
-    let source = copy("plain-f32");
-    let plan = plan(source.path(), "onnx-8bit-g16").unwrap();
-    for file in &plan.files {
+    let (plain, odd) = (copy("plain-f32"), copy("odd-f32"));
+    let (plan, other) = (plan(plain.path(), "onnx-8bit-g16").unwrap(), plan(odd.path(), "onnx").unwrap());
+    for file in plan.files.iter().chain(&other.files) {
         let mut at = 0;
         for (i, extent) in file.extents.iter().enumerate() {
             let end = file.extents.get(i + 1).map_or(file.len, |next| next.start);
@@ -236,16 +236,22 @@ fn a_name_that_is_taken_keeps_the_weight() {
     );
 }
 
-/// Data files may have names that weights in other containers have.
+/// Data files may have names that weights in other containers have, which are hidden.
 #[test]
 fn data_files_are_no_twins() {
     let source = copy("plain-f32");
-    replace(&source.path().join("model.onnx"), "model.onnx_data", "modelweight.bin");
-    fs::rename(source.path().join("model.onnx_data"), source.path().join("modelweight.bin")).unwrap();
-    for (spec, rules) in [("onnx", vec![]), ("onnx", vec!["square=source", "onnx::*=source"])] {
-        let plan = plan::build(open(source.path()).as_ref(), &options(spec, &rules)).unwrap();
-        assert!(plan.files.iter().any(|f| f.path == "modelweight.bin") && plan.hidden.is_empty());
+    let done = source.path().join("done");
+    copy_files(&golden("plain-f32/4-32-sym"), &done);
+    for dir in [source.path(), &done] {
+        replace(&dir.join("model.onnx"), "model.onnx_data", "modelweight.bin");
+        fs::rename(dir.join("model.onnx_data"), dir.join("modelweight.bin")).unwrap();
     }
+    fs::write(source.path().join("pytorch_model.bin"), "a twin").unwrap();
+    let plan = plan(source.path(), "onnx").unwrap();
+    for path in ["modelweight.bin", "done/modelweight.bin"] {
+        assert!(plan.files.iter().any(|f| f.path == path), "{path}");
+    }
+    assert_eq!(plan.hidden, ["pytorch_model.bin"]);
 }
 
 #[test]
