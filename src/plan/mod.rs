@@ -249,11 +249,12 @@ impl Planned {
     }
 
     /// How many rows of a band of columns, or a multiple, may be read and encoded alone. `None` where a tile is
-    /// made in one go: what is picked out of a transpose is read once.
+    /// made in one go: what is picked out of a transpose is read once, and so is what an adapter adds.
     #[must_use]
     pub fn strip_rows(&self) -> Option<usize> {
         let dense = self.origin.pieces.iter().all(|piece| piece.col_stride == self.origin.stored.size());
-        self.scheme.strip_rows().filter(|_| dense && self.banding.axis == Axis::Columns)
+        let alone = dense && self.origin.deltas.is_empty() && self.banding.axis == Axis::Columns;
+        self.scheme.strip_rows().filter(|_| alone)
     }
 }
 

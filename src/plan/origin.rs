@@ -126,18 +126,20 @@ fn tile_len(banding: Banding, weight: &Weight) -> usize {
 
 /// Bytes of a row that one read brings: it takes 1 us out of the page cache, of which the call is the larger half.
 const LINE_BYTES: usize = 4 << 10;
-/// The most that a tile of columns makes, all parts together; its source is never in memory as a whole.
+/// The most that a tile of columns has of a part; its source is never in memory as a whole.
 const PART_BYTES: usize = 4 << 20;
 
 /// Columns of a tile that is made strip by strip: rows long enough to be read one by one, while what
-/// becomes of them stays small.
+/// becomes of them stays small. The last tile is about as wide as the others.
 fn tile_cols(planned: &Planned) -> usize {
     let Planned { weight, banding, parts, .. } = planned;
     let line = LINE_BYTES / planned.origin.stored.size();
     let wanted = line.max(TILE_ELEMENTS / weight.rows().max(1)).div_ceil(banding.granule);
     let extent = banding.extent(weight);
-    let made: usize = parts.iter().map(|part| part.range(*banding, extent, 0..banding.granule).len()).sum();
-    wanted.min(PART_BYTES / made.max(1)).max(1) * banding.granule
+    let made = parts.iter().map(|part| part.range(*banding, extent, 0..banding.granule).len()).max();
+    let most = wanted.min(PART_BYTES / made.unwrap_or(1).max(1)).max(1);
+    let granules = extent.div_ceil(banding.granule).max(1);
+    granules.div_ceil(granules.div_ceil(most)) * banding.granule
 }
 
 fn key(source: &dyn Source, weight: &Weight, origin: &Origin, scheme: &dyn Scheme) -> [u8; 16] {

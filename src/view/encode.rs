@@ -113,7 +113,7 @@ fn stretches(planned: &Planned, band: Range<usize>) -> impl Iterator<Item = Rang
 
 /// Rows of a strip of a band of columns, where that is made strip by strip. What is added to is made as a whole.
 fn strip(planned: &Planned, band: &Range<usize>) -> Option<usize> {
-    let granule = planned.strip_rows().filter(|_| planned.origin.deltas.is_empty())?;
+    let granule = planned.strip_rows()?;
     let bytes = granule * band.len() * planned.origin.stored.size();
     Some(granule * (STRETCH_BYTES / bytes.max(1)).max(1))
 }
