@@ -74,7 +74,8 @@ pub fn audit(directory: &Path, progress: &dyn Progress) -> Result<Audit, Error> 
     for (at, here) in &held {
         check_indexes(at, here, &mut found)?;
         let config = or_fault(stated::config(at), &mut found).map(|config| (config.statements(), config));
-        let said = config.as_ref().map_or_else(Statements::default, |(said, _)| said.clone());
+        let mut said = config.as_ref().map_or_else(Statements::default, |(said, _)| said.clone());
+        found.faults.extend(stated::add_states(here, &mut said)?);
         recognized::check(here, &said, &mut found)?;
         statements.insert(at, said);
         for (stem, weight, scales) in quantized(here) {

@@ -9,13 +9,14 @@ use crate::{
     bulk::{
         Error,
         holdings::{Held, Holdings},
+        stated,
     },
     container::json,
     plan::Row,
     quant::{
         Facts, Module, Recognized, Unsupported,
         recognize::{recognize, stem},
-        stated::{Statements, is_state},
+        stated::Statements,
     },
 };
 
@@ -32,9 +33,8 @@ pub fn describe(directory: &Path) -> Result<Vec<Row>, Error> {
     for (at, here) in &held {
         let component = at.strip_prefix(directory).unwrap_or(at).display().to_string();
         let mut statements = statements(at, directory, &component);
-        for (name, held) in here.iter().filter(|(_, held)| is_state(&held.tensor.info)) {
-            let wrong = |why| Error::Refused(format!("{}: tensor {name}: {why}", held.file.display()));
-            statements.add_state(name, &held.read()?).map_err(wrong)?;
+        if let Some(fault) = stated::add_states(here, &mut statements)?.into_iter().next() {
+            return Err(Error::Refused(fault));
         }
         rows.extend(component_rows(&component, here, &statements));
     }

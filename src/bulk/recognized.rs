@@ -1,6 +1,4 @@
-//! An audit's look at weights whose codes are no `.weight`: recognized as the runtime recognizes them.
-
-use std::{fs::File, os::unix::fs::FileExt};
+//! An audit's look at weights that are not MLX's: recognized as the runtime recognizes them.
 
 use crate::{
     bulk::{
@@ -13,11 +11,14 @@ use crate::{
         recognize::{recognize, stem},
         stated::Statements,
     },
+    tensor::{Dtype, Float},
 };
 
-/// The modules of a directory whose codes have a name of their own.
+/// The modules of a directory whose codes have a name of their own, or are neither floats nor MLX's words.
 pub(super) fn modules(here: &Here) -> impl Iterator<Item = &str> {
-    here.keys().filter(|name| !name.ends_with(".weight")).filter_map(|name| stem(name))
+    let is_other = |held: &Held| held.tensor.info.dtype != Dtype::U32 && Float::of(held.tensor.info.dtype).is_none();
+    let codes = here.iter().filter(move |(name, held)| !name.ends_with(".weight") || is_other(held));
+    codes.filter_map(|(name, _)| stem(name))
 }
 
 /// Looks at each: that a format knows it, that its parts fit, that its constants are what they must be.
@@ -60,18 +61,10 @@ fn check_constants(stem: &str, found: &Recognized, here: &Here, audit: &mut Audi
         else {
             continue;
         };
-        if read(held)?[..] != expected[..] {
+        if held.read()?[..] != expected[..] {
             let (name, mode) = (&held.tensor.info.name, found.scheme.facts().mode);
             audit.faults.push(format!("tensor {name}: it is not what {mode} weights of this shape have there"));
         }
     }
     Ok(())
-}
-
-fn read(held: &Held) -> Result<Vec<u8>, Error> {
-    let range = &held.tensor.range;
-    let mut bytes = vec![0; usize::try_from(range.end - range.start).unwrap_or(0)];
-    let file = File::open(&held.file).map_err(|e| Error::io(&held.file, e))?;
-    file.read_exact_at(&mut bytes, range.start).map_err(|e| Error::io(&held.file, e))?;
-    Ok(bytes)
 }

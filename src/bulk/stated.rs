@@ -8,7 +8,10 @@ use std::{
 
 use serde_json::Value;
 
-use crate::{bulk::Error, quant::stated::Statements};
+use crate::{
+    bulk::{Error, holdings::Here},
+    quant::stated::{Statements, is_state},
+};
 
 /// A JSON file longer than this is not about a model: the manifest of a mixture with 50,000 listed
 /// experts takes 20 MB.
@@ -107,4 +110,15 @@ pub(super) fn config(at: &Path) -> Result<Option<Document>, Error> {
 /// `quantization.json` at the root.
 pub(super) fn manifest(root: &Path) -> Result<Option<Document>, Error> {
     Document::read(root.join("quantization.json"))
+}
+
+/// Adds what tensors say in words of the weights beside them; those that say nothing that can be read.
+pub(super) fn add_states(here: &Here, all: &mut Statements) -> Result<Vec<String>, Error> {
+    let mut faults = vec![];
+    for (name, held) in here.iter().filter(|(_, held)| is_state(&held.tensor.info)) {
+        if let Err(why) = all.add_state(name, &held.read()?) {
+            faults.push(format!("{}: tensor {name} {why}", held.file.display()));
+        }
+    }
+    Ok(faults)
 }

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, io::Write, path::Path};
 
 use clap::Args;
+use serde_json::Value;
 
 use crate::{
     bulk,
@@ -52,7 +53,8 @@ pub fn run(args: &Inspect, out: &mut dyn Write) -> Result<(), Failure> {
 /// Whether a directory says of itself that its weights are quantized.
 fn is_quantized(path: &Path) -> bool {
     let config = std::fs::read(path.join("config.json")).ok().and_then(|bytes| json::parse(&bytes).ok());
-    path.join("quantization.json").exists() || config.is_some_and(|c| c.get("quantization").is_some())
+    let says = |c: &Value| c.get("quantization").is_some() || c["quantization_config"].get("quant_method").is_some();
+    path.join("quantization.json").exists() || config.as_ref().is_some_and(says)
 }
 
 fn quantized(args: &Inspect, path: &Path, out: &mut dyn Write) -> Result<(), Failure> {

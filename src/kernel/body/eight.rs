@@ -19,8 +19,6 @@ const INFINITE: u32 = 0x7f80_0000;
 const RUN: usize = 256;
 /// 1.5 * 2^23: see `blocks`.
 const ROUNDER: f32 = 12_582_912.0;
-/// The NaN that torch's vectors make of an f16 maximum.
-const NAN_MAXIMUM: f32 = f32::from_bits(0x7fff_ffff);
 
 /// Codes in two's complement of a row, which is rounded to f16 first, and its largest magnitude. A row with a
 /// NaN has codes 0; beside an infinite element all codes are 0 too.
@@ -36,9 +34,10 @@ pub(in crate::kernel) fn vectorwise(float: Float, row: &[u8], codes: &mut [u8]) 
     }
     if odd {
         codes.fill(0);
-        return NAN_MAXIMUM;
+        return f32::NAN;
     }
-    let factor = 127.0 / most;
+    // A scalar by a tensor is a reciprocal in torch.
+    let factor = 1.0 / most * 127.0;
     for (src, codes) in row.chunks(RUN * float.size()).zip(codes.chunks_mut(RUN)) {
         let values = &mut values[..codes.len()];
         halves(float, src, values);

@@ -83,7 +83,12 @@ fn python(x: f64) -> String {
     let text = format!("{x:?}");
     match text.split_once('e').and_then(|(digits, power)| Some((digits, power.parse::<i32>().ok()?))) {
         Some((digits, power)) => format!("{digits}e{power:+03}"),
-        None => text,
+        None => {
+            // Of two shortest texts that are equally near, Python takes the even one.
+            let decimals = text.split_once('.').map_or(0, |(_, decimals)| decimals.len());
+            let even = format!("{x:.decimals$}");
+            if even.parse() == Ok(x) { even } else { text }
+        }
     }
 }
 
@@ -302,6 +307,7 @@ mod tests {
         assert_eq!(python(1e-5), "1e-05");
         assert_eq!(python(1.5e16), "1.5e+16");
         assert_eq!(python(0.0001), "0.0001");
+        assert_eq!(python(820.678_283_691_406_25), "820.6782836914062");
         assert_eq!(offset_of(b"{}"), None);
     }
 }

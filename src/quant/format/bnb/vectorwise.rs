@@ -2,8 +2,9 @@
 //!
 //! Parts: `.weight` (I8, the weight's shape), `.SCB` (F32 `[rows]`, the magnitudes) and the constant
 //! `.weight_format` (U8, 0: row-major). Elements are rounded to f16 first, whatever the source is, then `code =
-//! w * (127 / magnitude)` in f32, half to even (`int8_vectorwise_quant`). Rows of zeros, of NaN and of infinite
-//! elements have codes 0.
+//! w * (1 / magnitude * 127)` in f32, half to even (`int8_vectorwise_quant`). Rows of zeros, and those with a NaN
+//! or an infinite element, have codes 0. The bits of a magnitude that is NaN depend, in torch, on the row's number;
+//! here they are always the same.
 //!
 //! Decoding is `code * SCB * (1 / 127)` in f32.
 
