@@ -15,9 +15,10 @@ use crate::{
     },
 };
 
-/// The modules of a directory whose codes have a name of their own.
+/// The modules of a directory whose codes, or the scales of these, have a name of their own.
 pub(super) fn modules(here: &Here) -> impl Iterator<Item = &str> {
-    here.keys().filter(|name| !name.ends_with(".weight")).filter_map(|name| stem(name))
+    let own = |name: &str| !name.ends_with(".weight") || here.contains_key(&format!("{name}_scale"));
+    here.keys().filter(move |name| own(name)).filter_map(|name| stem(name))
 }
 
 /// Looks at each: that a format knows it, that its parts fit, that its constants are what they must be.

@@ -23,12 +23,14 @@ fn write(path: &Path, tensors: &[(&str, &[usize])]) {
     let mut random = Random::new(tensors.len() as u64);
     let of = |(name, shape): &(&str, &[usize])| {
         let count = shape.iter().product::<usize>();
-        let data: Vec<u8> =
-            (0..count).flat_map(|_| half::bf16::from_f32(random.of(0..2000) as f32 / 1e4 - 0.1).to_le_bytes()).collect();
+        let data: Vec<u8> = (0..count)
+            .flat_map(|_| half::bf16::from_f32(random.of(0..2000) as f32 / 1e4 - 0.1).to_le_bytes())
+            .collect();
         ((*name).to_owned(), shape.to_vec(), data)
     };
     let made: Vec<_> = tensors.iter().map(of).collect();
-    let views = made.iter().map(|(name, shape, data)| (name, TensorView::new(Dtype::BF16, shape.clone(), data).unwrap()));
+    let views =
+        made.iter().map(|(name, shape, data)| (name, TensorView::new(Dtype::BF16, shape.clone(), data).unwrap()));
     safetensors::serialize_to_file(views, None, path).unwrap();
 }
 
@@ -71,7 +73,10 @@ const DENOISER: &[(&str, &[usize])] = &[
 ];
 
 fn pipeline(dir: &Path) {
-    config(&dir.join("model_index.json"), &json!({"_class_name": "SomePipeline", "vae": ["diffusers", "AutoencoderKL"]}));
+    config(
+        &dir.join("model_index.json"),
+        &json!({"_class_name": "SomePipeline", "vae": ["diffusers", "AutoencoderKL"]}),
+    );
     config(&dir.join("transformer/config.json"), &json!({"_class_name": "SomeTransformer2DModel"}));
     write(&dir.join("transformer/diffusion_pytorch_model.safetensors"), DENOISER);
     config(&dir.join("vae/config.json"), &json!({"_class_name": "AutoencoderKL"}));
@@ -117,7 +122,9 @@ fn a_controlnet_has_its_manifest_beside_its_weights() {
     assert_eq!(layer["quant_file"], "control.safetensors");
     let other = tempfile::tempdir().unwrap();
     pipeline(other.path());
-    assert!(!files(&view(other.path(), "zimage-8bit-g32", false).unwrap()).contains_key("controlnet_quantization.json"));
+    assert!(
+        !files(&view(other.path(), "zimage-8bit-g32", false).unwrap()).contains_key("controlnet_quantization.json")
+    );
     assert!(!files(&view(dir.path(), "8bit", false).unwrap()).contains_key("controlnet_quantization.json"));
 }
 
@@ -147,7 +154,11 @@ fn an_all_in_one_checkpoint_is_shown_whole_or_as_components() {
         let whole = view(&path, "4bit", false).unwrap();
         assert!(whole.plan().warnings.iter().any(|w| w.contains("--split")), "{:?}", whole.plan().warnings);
         let kept = format!("{}decoder.mid.attn_1.q.weight", prefixes[2]);
-        assert_eq!(whole.plan().rows.iter().find(|row| row.name == kept).unwrap().becomes, "kept", "a VAE is left alone");
+        assert_eq!(
+            whole.plan().rows.iter().find(|row| row.name == kept).unwrap().becomes,
+            "kept",
+            "a VAE is left alone"
+        );
         let split = view(&path, "4bit", true).unwrap();
         let (one, shown) = (files(&whole), files(&split));
         let paths: Vec<&str> = shown.keys().map(String::as_str).filter(|p| p.ends_with(".safetensors")).collect();
@@ -187,7 +198,10 @@ fn fused_experts_are_quantized_one_by_one() {
     let dir = tempfile::tempdir().unwrap();
     let model = |name: &str, tensors: &[(&str, &[usize])]| {
         let dir = dir.path().join(name);
-        config(&dir.join("config.json"), &json!({"model_type": name, "hidden_size": 128, "architectures": ["XForCausalLM"]}));
+        config(
+            &dir.join("config.json"),
+            &json!({"model_type": name, "hidden_size": 128, "architectures": ["XForCausalLM"]}),
+        );
         write(&dir.join("model.safetensors"), tensors);
         dir
     };

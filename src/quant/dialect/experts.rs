@@ -130,7 +130,8 @@ mod tests {
     fn experts_are_taken_apart_whichever_way_they_lie() {
         let config = json!({"model_type": "qwen3_5_moe", "text_config": {"hidden_size": 4}});
         let (up, down) = ("l.mlp.experts.gate_up_proj", "l.mlp.experts.down_proj");
-        let all = arranged(&config, &[info(up, &[2, 6, 4]), info(down, &[2, 4, 3]), info("l.mlp.gate.weight", &[2, 4])]);
+        let all =
+            arranged(&config, &[info(up, &[2, 6, 4]), info(down, &[2, 4, 3]), info("l.mlp.gate.weight", &[2, 4])]);
         let names: Vec<&str> = all.iter().map(|t| t.info.name.as_str()).collect();
         assert_eq!(
             names,
