@@ -240,8 +240,10 @@ fn parameters(here: &Here) -> Vec<(&Held, Count)> {
         parts.push((scales, count));
         parts.extend(here.get(&format!("{stem}.biases")).map(|b| (b, not_finite as Count)));
     }
-    let scales = recognized::modules(here).filter_map(|stem| here.get(&format!("{stem}.scales")));
-    parts.extend(scales.map(|scales| (scales, not_finite as Count)));
+    let scales = |stem: &str| here.get(&format!("{stem}.scales")).or_else(|| here.get(&format!("{stem}.weight_scale")));
+    let count =
+        |held: &Held| if held.tensor.info.dtype == Dtype::F8_E4M3 { not_finite_e4m3 } else { not_finite as Count };
+    parts.extend(recognized::modules(here).filter_map(scales).map(|scales| (scales, count(scales))));
     parts
 }
 
@@ -271,7 +273,11 @@ type Count = fn(&[u8], Dtype) -> usize;
 const NVFP4_CODE_BITS: u64 = 64;
 
 fn not_finite_e4m3(bytes: &[u8], dtype: Dtype) -> usize {
-    if dtype == Dtype::U8 { bytes.iter().filter(|b| **b & 0x7F == 0x7F).count() } else { not_finite(bytes, dtype) }
+    if matches!(dtype, Dtype::U8 | Dtype::F8_E4M3) {
+        bytes.iter().filter(|b| **b & 0x7F == 0x7F).count()
+    } else {
+        not_finite(bytes, dtype)
+    }
 }
 
 fn not_finite(bytes: &[u8], dtype: Dtype) -> usize {

@@ -13,9 +13,11 @@
 //! the kernels' text and were never compared with a device.
 
 mod body;
+mod dense;
 mod peak;
 mod product;
 mod scalar;
+mod scaled;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
@@ -29,8 +31,10 @@ use std::{
 
 use crate::{num::book::Book, tensor::Float};
 
+pub use dense::Dense;
 pub use product::{Activations, Coded, Product, Zero};
 use product::{Ahead, Inputs, Map, Panel, Rows, Stored, Terms, Tiling};
+pub use scaled::{Coding, Scaled, rounded};
 
 /// The instruction sets for which there is a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -234,26 +238,6 @@ pub struct Cast {
     pub plus_one: bool,
 }
 
-/// A product of dense matrices, row by row: `c[rows, columns] = a[rows, depth] * b[depth, columns]`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Dense {
-    /// Rows of `a` and `c`.
-    pub rows: usize,
-    /// Columns of `a`, rows of `b`.
-    pub depth: usize,
-    /// Columns of `b` and `c`: a multiple of [`STRIP`](Self::STRIP).
-    pub columns: usize,
-    /// Elements from one row of `a` to the next.
-    pub a_stride: usize,
-    /// Elements from one row of `c` to the next.
-    pub c_stride: usize,
-}
-
-impl Dense {
-    /// Columns that are computed together.
-    pub const STRIP: usize = body::attention::STRIP;
-}
-
 type QuantizeAffine = fn(&Affine, &[u8], &mut [u8], &mut [u8], &mut [u8]);
 type DequantizeAffine = fn(&Affine, &[u8], &[u8], &[u8], &mut [f32]);
 type QuantizeMicro = fn(&Micro, &[u8], &mut [u8], &mut [u8]);
@@ -266,6 +250,8 @@ type BlockMaxima = fn(Float, &[u8], &mut [f32]);
 type QuantizeVectorwise = fn(Float, &[u8], &mut [u8]) -> f32;
 type QuantizeTiles = fn(Float, usize, &[u8], &mut [u8], &mut [f32]);
 type QuantizeColumns = fn(&Columns, &[u8], &mut [u8], &mut [u8], &mut [u8]);
+type QuantizeScaled = fn(&Scaled, &[f32], &[u8], [&mut [u8]; 3]);
+type DequantizeScaled = fn(&Scaled, &[u8], &[f32], &[u8], &mut [f32]);
 type CastRun = fn(&Cast, &[u8], &mut [u8]);
 type Count = fn(Float, &[u8]) -> usize;
 type MultiplyDense = fn(&Dense, &[f32], &[f32], &mut [f32]);
@@ -296,6 +282,8 @@ pub struct Kernels {
     quantize_vectorwise: QuantizeVectorwise,
     quantize_tiles: QuantizeTiles,
     quantize_columns: QuantizeColumns,
+    quantize_scaled: QuantizeScaled,
+    dequantize_scaled: DequantizeScaled,
     cast: CastRun,
     not_finite: Count,
     dense: MultiplyDense,

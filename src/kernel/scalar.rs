@@ -21,6 +21,8 @@ pub(super) static KERNELS: Kernels = Kernels {
     quantize_vectorwise: |float, row, codes| body::eight::vectorwise(float, row, codes),
     quantize_tiles: |float, cols, src, codes, inverses| body::eight::tiles(float, cols, src, codes, inverses),
     quantize_columns: |job, src, codes, zeros, scales| body::columns::quantize(job, src, codes, zeros, scales),
+    quantize_scaled: |job, given, src, out| body::scaled::quantize(job, given, src, out),
+    dequantize_scaled: |job, codes, scales, zeros, out| body::scaled::dequantize(job, codes, scales, zeros, out),
     cast: |job, src, out| body::cast::cast(job, src, out),
     not_finite: |float, src| body::finite::not_finite(float, src),
     dense: |job, a, b, c| body::attention::dense(job, a, b, c),

@@ -13,11 +13,12 @@ use crate::{
 pub(crate) fn plan(plan: &mut Plan, first: usize, dialect: &dyn Dialect) {
     let mut groups: BTreeMap<(String, String), Vec<usize>> = BTreeMap::new();
     for (number, planned) in plan.weights.iter().enumerate().skip(first) {
-        if planned.scheme.survey(&planned.weight).is_some() {
+        if let Some(survey) = planned.scheme.survey(&planned.weight) {
             let stem = &planned.weight.stem;
             let stem = stem.strip_suffix(".weight").unwrap_or(stem);
+            let shared = if survey.is_joint() { dialect.siblings(stem) } else { None };
             // A name of its own: no group has two dots in a row.
-            let group = dialect.siblings(stem).unwrap_or_else(|| format!("{stem}.."));
+            let group = shared.unwrap_or_else(|| format!("{stem}.."));
             groups.entry((group, planned.scheme.id())).or_default().push(number);
         }
     }

@@ -247,6 +247,11 @@ pub trait Survey: Send + Sync + Debug {
     /// What one band tells.
     fn look(&self, band: Rows<'_>) -> Vec<f32>;
 
+    /// Whether weights that loaders fuse ([`Dialect::siblings`]) have one answer together.
+    fn is_joint(&self) -> bool {
+        true
+    }
+
     /// The scheme that encodes, from what all bands of all weights told, in order.
     fn conclude(&self, looks: &[Vec<f32>]) -> Arc<dyn Scheme>;
 }

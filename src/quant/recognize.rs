@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// What a weight's first part is called after its module, where it is not the weight itself.
-const CODES: [&str; 1] = [".qweight"];
+const CODES: [&str; 2] = [".qweight", ".weight_packed"];
 
 /// The module whose weight a tensor of this name is, or begins.
 #[must_use]

@@ -3,13 +3,13 @@
 //!
 //! A config's block names a default and single modules; a module's entry inherits nothing from the
 //! default, as in mlx_lm: where it names no mode it is affine, and where it names no size it has
-//! MLX's own defaults. A manifest's layers do inherit.
+//! MLX's own defaults. A manifest's layers do inherit. compressed-tensors' block has groups of modules instead.
 //!
 //! Knows no tensor: whether what is said fits the tensors is [`recognize`](super::recognize)'s.
 
 use std::collections::HashMap;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::tensor::{Dtype, Float, TensorInfo};
 
@@ -64,6 +64,10 @@ impl Statements {
         let Some(block) = block("quantization").or_else(|| block("quantization_config")) else { return };
         if matches!(block.get("quant_method").and_then(Value::as_str), Some("bitsandbytes" | "fp8")) {
             // Their tensors tell.
+            return;
+        }
+        if let Some(groups) = block.get("config_groups").and_then(Value::as_object) {
+            self.documents.push(of_groups(block.get("format"), groups));
             return;
         }
         let modules = block.iter().filter(|(_, entry)| entry.is_object());
@@ -157,13 +161,55 @@ impl Statements {
 
 /// The mode that a Hugging Face block's `quant_method` stands for. GPTQ's zero points are stored in two ways; of
 /// AWQ's packings one is known here, and another keeps its name.
-fn method(block: &serde_json::Map<String, Value>) -> Option<&str> {
+fn method(block: &Map<String, Value>) -> Option<&str> {
     let text = |key: &str| block.get(key).and_then(Value::as_str);
     match text("quant_method")? {
         "gptq" => Some(text("checkpoint_format").unwrap_or("gptq")),
         "awq" => Some(text("version").filter(|version| !version.eq_ignore_ascii_case("gemm")).unwrap_or("awq")),
         _ => None,
     }
+}
+
+/// A config of compressed-tensors: each group names its modules, or classes of them (`Linear`), which makes it the
+/// default. Where the only group names them by a pattern, it is the default too; patterns of several groups say nothing.
+fn of_groups(format: Option<&Value>, groups: &Map<String, Value>) -> Document {
+    let mut document = Document { default: None, modules: HashMap::new(), of_states: false };
+    for group in groups.values() {
+        let stated = entry_of_group(format, group);
+        for target in group.get("targets").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str) {
+            let (is_pattern, is_class) = (target.starts_with(PATTERN), target.starts_with(char::is_uppercase));
+            if is_class || is_pattern && groups.len() == 1 {
+                document.default.get_or_insert_with(|| stated.clone());
+            } else if !is_pattern {
+                document.modules.insert(target.to_owned(), stated.clone());
+            }
+        }
+    }
+    document
+}
+
+/// What starts a target that is a regular expression.
+const PATTERN: &str = "re:";
+
+fn entry_of_group(format: Option<&Value>, group: &Value) -> Stated {
+    let weights = group.get("weights").unwrap_or(&Value::Null);
+    let number = |value: &Value| value.as_u64().and_then(|n| usize::try_from(n).ok());
+    let mode = match group.get("format").filter(|f| f.is_string()).or(format).and_then(Value::as_str) {
+        Some("pack-quantized") => Some("int"),
+        Some("int-quantized") => Some("int8"),
+        Some("float-quantized") => Some("fp8"),
+        Some("mxfp4-pack-quantized") => Some("mxfp4"),
+        Some("mxfp8-quantized") => Some("mxfp8"),
+        Some("nvfp4-pack-quantized") => Some("nvfp4"),
+        _ => None,
+    };
+    let group_size = match weights.get("strategy").and_then(Value::as_str) {
+        Some("channel" | "tensor") => Some(0),
+        Some("block") => weights.get("block_structure").and_then(|sizes| number(sizes.get(0)?)),
+        _ => weights.get("group_size").and_then(number),
+    };
+    let bits = weights.get("num_bits").and_then(Value::as_u64).and_then(|n| u32::try_from(n).ok());
+    Stated { mode: mode.map(str::to_owned), bits, group_size, ..Stated::default() }
 }
 
 /// The module of a layer's name within a component.
@@ -224,6 +270,25 @@ mod tests {
         assert_eq!(all.of("x"), Stated::default());
         all.add_config(&json!({"quantization_config": {"group_size": 64, "bits": 4}}));
         assert_eq!(all.of("x"), stated("affine", 4, 64));
+    }
+
+    #[test]
+    fn groups_of_compressed_tensors_name_modules_or_all() {
+        let group = |targets: &[&str], format: &str, weights: Value| json!({"targets": targets, "format": format, "weights": weights});
+        let grouped = json!({"num_bits": 4, "group_size": 128, "strategy": "group"});
+        let channel = json!({"num_bits": 8, "group_size": null, "strategy": "channel"});
+        let block = json!({"num_bits": 8, "strategy": "block", "block_structure": [128, 128]});
+        let config = |groups: Value| json!({"quantization_config": {"quant_method": "compressed-tensors", "config_groups": groups}});
+        let mut all = Statements::default();
+        all.add_config(&config(json!({"group_0": group(&["Linear"], "pack-quantized", grouped.clone()),
+            "group_1": group(&["a.b", "lm_head"], "int-quantized", channel), "group_2": group(&["re:.*c$"], "x", json!({})),
+            "group_3": group(&["d.e"], "float-quantized", block)})));
+        assert_eq!(all.of("x"), stated("int", 4, 128));
+        assert_eq!((all.of("a.b"), all.of("lm_head")), (stated("int8", 8, 0), stated("int8", 8, 0)));
+        assert_eq!(all.of("d.e"), stated("fp8", 8, 128));
+        let mut one = Statements::default();
+        one.add_config(&config(json!({"group_0": group(&["re:.*proj$"], "pack-quantized", grouped)})));
+        assert_eq!(one.of("x"), stated("int", 4, 128));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::{fs, path::Path, sync::Arc};
 use quantfs::{
     container::safetensors,
     quant::{
-        Axis, FORMATS, Scheme, Weight,
+        Axis, Content, FORMATS, Scheme, Weight,
         format::{
             matmul_nbits::{Block, MatMulNBits},
             sym::{Per, Sym},
@@ -51,7 +51,13 @@ pub(crate) fn quantized(scheme: &dyn Scheme, stem: &str, shape: &[usize], values
     let weight = Weight { stem: stem.to_owned(), float: Float::F32, shape: shape.to_vec() };
     let parts = scheme.parts(&weight).unwrap();
     let mut made: Vec<Vec<u8>> = parts.iter().map(|p| vec![0; p.len()]).collect();
-    let mut out: Vec<&mut [u8]> = made.iter_mut().map(Vec::as_mut_slice).collect();
+    for (part, bytes) in parts.iter().zip(&mut made) {
+        if let Content::Constant(constant) = &part.content {
+            bytes.copy_from_slice(constant);
+        }
+    }
+    let encoded = made.iter_mut().zip(&parts).filter(|(_, part)| part.is_encoded());
+    let mut out: Vec<&mut [u8]> = encoded.map(|(made, _)| made.as_mut_slice()).collect();
     let data: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
     let flat = scheme.banding(&weight).axis == Axis::Flat;
     let (rows, cols) = if flat { (1, weight.elements()) } else { (weight.rows(), weight.cols()) };

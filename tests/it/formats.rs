@@ -246,8 +246,12 @@ fn expected_error(mode: &str, bits: u32) -> (f64, f64) {
         ("int8", 8) => (0.004, 0.014),
         ("nf4", 4) => (0.07, 0.11),
         ("fp4", 4) => (0.10, 0.14),
-        ("fp8", 8) => (0.02, 0.03),
+        ("fp8", 8) => (0.02, 0.04),
         ("gptq" | "gptq_v2" | "awq", 8) => (0.004, 0.016),
+        ("int" | "matmul_nbits", b) => {
+            let steps = f64::from((1 << b) - 1);
+            (0.9 / steps, 2.6 / steps)
+        }
         ("affine" | "gptq" | "gptq_v2" | "awq", b) => {
             let steps = f64::from((1 << b) - 1);
             (0.9 / steps, 1.9 / steps)
@@ -296,8 +300,8 @@ fn what_cannot_be_stored_is_refused_with_the_reason() {
             (&[4, 0], "no elements"),
         ];
         for (shape, reason) in cases {
-            // Blocks of bitsandbytes run on from one row to the next.
-            let by_rows = group > 0 && !matches!(scheme.facts().mode, "nf4" | "fp4");
+            // Blocks of bitsandbytes run on from one row to the next, onnxruntime's last one is filled up.
+            let by_rows = group > 0 && !matches!(scheme.facts().mode, "nf4" | "fp4" | "matmul_nbits");
             if !by_rows && reason == "no whole groups" {
                 continue;
             }

@@ -2,7 +2,8 @@
 
 use quantfs::{
     kernel::{
-        Affine, Blocks, Cast, Columns, Flavour, Isa, Kernels, Micro, MicroCode, Rule, ScaleRule, available, kernels,
+        Affine, Blocks, Cast, Coding, Columns, Flavour, Isa, Kernels, Micro, MicroCode, Rule, ScaleRule, Scaled,
+        available, kernels,
     },
     num::book::{FP4, NF4},
     tensor::Float,
@@ -262,6 +263,50 @@ fn symmetric_codes_and_blocks_are_the_same_from_every_table() {
                 store(&found, scales);
             });
         }
+    }
+}
+
+/// Jobs of codes under scales with so many groups each: groups around the ends of blocks, rows of any length.
+fn scaled_jobs() -> impl Iterator<Item = (Scaled, usize)> {
+    let packed = (2..=8).flat_map(|bits| [Coding::Signed(bits), Coding::Shifted(bits)]);
+    let bytes = [Coding::Int8, Coding::E4m3, Coding::Mxfp4, Coding::Mxfp8, Coding::Nvfp4(1000.0), Coding::Nvfp4(0.0)];
+    packed.chain(bytes).flat_map(|coding| {
+        let shapes = [(16, 200), (32, 70), (64, 33), (128, 17), (1, 9), (250, 5), (4100, 3)];
+        let of = move |(group, groups): (usize, usize)| {
+            let is_row = !matches!(group, 16 | 32 | 64 | 128);
+            Float::ALL.map(|float| (Scaled { coding, float, group, is_row, eager: groups != 33 }, groups))
+        };
+        shapes.into_iter().flat_map(of)
+    })
+}
+
+#[test]
+fn codes_under_scales_are_the_same_from_every_table() {
+    let mut random = Random(6);
+    for (job, groups) in scaled_jobs() {
+        let (count, start) = (job.group * groups, random.index(8));
+        let src = elements(&mut random, job.float, count, start);
+        let (codes, zeros) = (groups * job.row_bytes(job.group), if job.coding.has_zeros() { groups } else { 0 });
+        let scales = groups * job.scale_bytes();
+        let what = format!("{job:?} of {groups} groups");
+        let quantize = |k: &Kernels, out: &mut [u8]| {
+            let (coded, rest) = out.split_at_mut(codes);
+            let (scales, zeros) = rest.split_at_mut(scales);
+            k.quantize_scaled(&job, &[], &src[start..], [coded, scales, zeros]);
+        };
+        differential(&what, codes + scales + zeros, start, quantize);
+        let given: Vec<f32> = (0..groups).map(|_| value(&mut random, 8, 3.0)).collect();
+        differential(&format!("{what} with given scales"), codes + zeros, start, |k, out| {
+            let (codes, zeros) = out.split_at_mut(codes);
+            k.quantize_scaled(&job, &given, &src[start..], [codes, &mut [], zeros]);
+        });
+        let mut made = vec![0; codes + scales + zeros];
+        quantize(available()[0], &mut made);
+        differential(&format!("decoding {what}"), count * 4, start, |k, out| {
+            let mut values = vec![0f32; count];
+            k.dequantize_scaled(&job, &made[..codes], &given, &made[codes + scales..], &mut values);
+            store(&values, out);
+        });
     }
 }
 

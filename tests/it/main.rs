@@ -11,6 +11,7 @@ mod cache_dir;
 #[path = "../common/mod.rs"]
 mod common;
 mod containers;
+mod ct;
 #[cfg(all(feature = "cli", feature = "fuse"))]
 mod daemon;
 #[cfg(feature = "cli")]

@@ -73,11 +73,13 @@ impl Matrix {
         let parts = encode(&**scheme, &weight, &layout, &data, 0..extent);
         let decode = |parts: &[Vec<u8>]| {
             let mut values = vec![0.0; weight.elements()];
-            scheme.decode(&parts.iter().map(Vec::as_slice).collect::<Vec<_>>(), float, rows, &mut values);
+            let encoded = parts.iter().zip(&layout).filter(|(_, part)| part.is_encoded());
+            let encoded: Vec<&[u8]> = encoded.map(|(bytes, _)| bytes.as_slice()).collect();
+            scheme.decode(&encoded, float, rows, &mut values);
             values
         };
         let values = decode(&parts);
-        let biases = if parts.len() == 3 {
+        let biases = if layout.iter().filter(|part| part.is_encoded()).count() == 3 {
             // The value of code 0 is the bias.
             decode(&[vec![0; parts[0].len()], parts[1].clone(), parts[2].clone()])
         } else {
@@ -99,7 +101,7 @@ impl Matrix {
 
     /// Whether the codes are in blocks, of which a group is a part or the whole.
     fn in_blocks(&self) -> bool {
-        matches!(self.scheme.facts().mode, "int8" | "matmul_nbits")
+        self.scheme.id().starts_with("sym-") || self.scheme.facts().mode == "matmul_nbits"
     }
 
     /// Elements of a group; `None` where products are exact.

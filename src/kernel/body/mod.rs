@@ -24,6 +24,7 @@ pub(super) mod fixed;
 pub(super) mod microscaling;
 pub(super) mod multiply;
 pub(super) mod pack;
+pub(super) mod scaled;
 pub(super) mod sixteen;
 
 use crate::{

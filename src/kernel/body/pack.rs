@@ -8,7 +8,7 @@ const EVEN_BYTES: u64 = 0x00ff_00ff_00ff_00ff;
 const EVEN_PAIRS: u64 = 0x0000_ffff_0000_ffff;
 const EVEN_QUADS: u64 = 0x0000_0000_ffff_ffff;
 
-/// Packs codes below `2^bits`. Widths other than 2, 3, 4, 5 and 6 are bytes as they are.
+/// Packs codes below `2^bits`. Widths other than 2 to 7 are bytes as they are.
 #[inline(always)]
 pub(in crate::kernel) fn pack(bits: u32, codes: &[u8], out: &mut [u8]) {
     match bits {
@@ -17,6 +17,7 @@ pub(in crate::kernel) fn pack(bits: u32, codes: &[u8], out: &mut [u8]) {
         4 => pack_narrow::<4>(codes, out),
         5 => pack_narrow::<5>(codes, out),
         6 => pack_narrow::<6>(codes, out),
+        7 => pack_narrow::<7>(codes, out),
         _ => out.copy_from_slice(codes),
     }
 }
@@ -57,6 +58,7 @@ pub(in crate::kernel) fn unpack(bits: u32, packed: &[u8], codes: &mut [u8]) {
         4 => unpack_narrow::<4>(packed, codes),
         5 => unpack_narrow::<5>(packed, codes),
         6 => unpack_narrow::<6>(packed, codes),
+        7 => unpack_narrow::<7>(packed, codes),
         _ => codes.copy_from_slice(packed),
     }
 }
@@ -90,7 +92,7 @@ mod tests {
 
     #[test]
     fn the_stream_is_the_defined_one_and_comes_back() {
-        for bits in [2u32, 3, 4, 5, 6, 8] {
+        for bits in [2u32, 3, 4, 5, 6, 7, 8] {
             let codes: Vec<u8> = (0..64u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8 & low(bits)).collect();
             let mut packed = vec![0; 8 * bits as usize];
             pack(bits, &codes, &mut packed);

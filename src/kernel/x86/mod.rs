@@ -26,8 +26,8 @@ macro_rules! instances {
     ($isa:expr, $features:literal, $sixteen:ident, $rows:literal x $inputs:literal) => {
         use crate::{
             kernel::{
-                Affine, Blocks, Cast, Columns, Dense, Inputs, Kernels, Micro, Panel, Product, Rows, Stored, Tiling,
-                body,
+                Affine, Blocks, Cast, Columns, Dense, Inputs, Kernels, Micro, Panel, Product, Rows, Scaled, Stored,
+                Tiling, body,
             },
             num::book::Book,
             tensor::Float,
@@ -91,6 +91,16 @@ macro_rules! instances {
         #[target_feature(enable = $features)]
         fn quantize_columns(job: &Columns, src: &[u8], codes: &mut [u8], zeros: &mut [u8], scales: &mut [u8]) {
             body::columns::quantize(job, src, codes, zeros, scales);
+        }
+
+        #[target_feature(enable = $features)]
+        fn quantize_scaled(job: &Scaled, given: &[f32], src: &[u8], out: [&mut [u8]; 3]) {
+            body::scaled::quantize(job, given, src, out);
+        }
+
+        #[target_feature(enable = $features)]
+        fn dequantize_scaled(job: &Scaled, codes: &[u8], scales: &[f32], zeros: &[u8], out: &mut [f32]) {
+            body::scaled::dequantize(job, codes, scales, zeros, out);
         }
 
         #[target_feature(enable = $features)]
@@ -209,6 +219,14 @@ macro_rules! instances {
             quantize_columns: |job, src, codes, zeros, scales| {
                 // SAFETY: as above.
                 unsafe { quantize_columns(job, src, codes, zeros, scales) }
+            },
+            quantize_scaled: |job, given, src, out| {
+                // SAFETY: as above.
+                unsafe { quantize_scaled(job, given, src, out) }
+            },
+            dequantize_scaled: |job, codes, scales, zeros, out| {
+                // SAFETY: as above.
+                unsafe { dequantize_scaled(job, codes, scales, zeros, out) }
             },
             cast: |job, src, out| {
                 // SAFETY: as above.

@@ -6,6 +6,7 @@
 
 pub mod awq;
 pub mod bnb;
+pub mod ct;
 pub mod fp8;
 pub mod gptq;
 pub mod mirror;

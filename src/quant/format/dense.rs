@@ -118,6 +118,10 @@ impl Survey for Asked {
         self.inner.look(Rows { data: &data, float: self.dense.computed, ..band })
     }
 
+    fn is_joint(&self) -> bool {
+        self.inner.is_joint()
+    }
+
     fn conclude(&self, looks: &[Vec<f32>]) -> Arc<dyn Scheme> {
         Arc::new(Dense { inner: self.inner.conclude(looks), ..self.dense })
     }

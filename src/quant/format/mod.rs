@@ -9,6 +9,7 @@ pub mod awq;
 pub mod bnb;
 pub mod cast;
 pub mod columns;
+pub mod ct;
 pub mod dense;
 pub mod fp8;
 pub mod gptq;
@@ -30,6 +31,7 @@ use crate::{
 pub static FORMATS: &[&dyn Format] = &[
     &mlx::Mlx,
     &zimage::Zimage,
+    &ct::CompressedTensors,
     &fp8::Fp8,
     &gptq::Gptq,
     &awq::Awq,

@@ -93,7 +93,8 @@ pub enum Arithmetic {
     ///
     /// Groups are those of affine codes, mxfp4 and nvfp4. Of symmetric int8 and MatMulNBits a group is
     /// the largest of 128, 64, 32 and 16 elements that makes up a block (which may be a row) and whose
-    /// codes fill 8 bytes; where there is none, and for mxfp8 and full precision, products are exact.
+    /// codes fill 8 bytes; where there is none, and for mxfp8, compressed-tensors and full precision, products are
+    /// exact.
     ///
     /// With `s` = largest |x| of a group / 127, each activation is off by at most `s / 2` (and its
     /// own rounding). Against exact arithmetic on the decoded weights the error of an output is at
