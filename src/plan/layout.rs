@@ -41,7 +41,7 @@ pub(crate) struct Unit {
 impl Output {
     /// Whether it may lie anywhere, and would shift what comes after it: constants are made of no source.
     fn is_loose(&self) -> bool {
-        self.len % 8 != 0 && self.contents.iter().all(|(content, _)| matches!(content, Content::Bytes(_)))
+        !self.len.is_multiple_of(8) && self.contents.iter().all(|(content, _)| matches!(content, Content::Bytes(_)))
     }
 }
 
