@@ -105,7 +105,13 @@ const fn dynamic() -> [f32; 256] {
 /// with a product and a sum that are rounded together (both are exact in f64).
 const fn boundary(steps: usize, i: usize) -> f32 {
     let step = ((1.0f32 - 0.1) / steps as f32) as f64;
-    let exact = if i < (steps + 1) / 2 { 0.1f32 as f64 + step * i as f64 } else { 1.0 - step * (steps - i) as f64 };
+    let exact = if i < steps.div_ceil(2) { 0.1f32 as f64 + step * i as f64 } else { 1.0 - step * (steps - i) as f64 };
+    rounded(exact)
+}
+
+/// To the nearest f32.
+#[expect(clippy::cast_possible_truncation, reason = "rounding is what is wanted")]
+const fn rounded(exact: f64) -> f32 {
     exact as f32
 }
 
@@ -120,7 +126,7 @@ pub fn dynamic_code(x: f32) -> u8 {
     }
     let place = (x.clamp(-1.0, 1.0) + 1.0) * 0.5;
     // Product and sum are exact in f64, so that this is the fused step of the library.
-    let point = (f64::from(place) * f64::from(LAST) + 0.5) as f32;
+    let point = rounded(f64::from(place) * f64::from(LAST) + 0.5);
     let near = 2.0 * point.trunc() / LAST - 1.0;
     let below = |i: usize| (DYNAMIC[i] + DYNAMIC[i + 1]) / 2.0 < near;
     let (mut low, mut high) = (0, 255);

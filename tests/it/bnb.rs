@@ -309,7 +309,8 @@ fn decoding_is_the_references() {
     let parts: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
     let mut out = vec![f32::NAN; count];
     bound("bnb", "nf4", &["dq"]).decode(&parts, Float::Bf16, 1, &mut out);
-    let offset = serde_json::from_slice::<Value>(parts[3]).unwrap()["nested_offset"].as_f64().unwrap() as f32;
+    let text = serde_json::from_slice::<Value>(parts[3]).unwrap()["nested_offset"].to_string();
+    let offset: f32 = text.parse().unwrap();
     let scales = wide(parts[2]);
     let map = wide(&of("nf4.weight.quant_map"));
     for (i, w) in out.iter().enumerate() {

@@ -288,7 +288,7 @@ fn directories_are_read_again() {
         let audit = bulk::audit(&out, &Silent).unwrap();
         assert!(audit.is_sound() && audit.quantized >= 2 && audit.scales >= 2, "{spec}: {audit:?}");
         let described = bulk::describe(&out).unwrap();
-        let row = described.iter().find(|row| row.name == "model.layers.0.mlp.down_proj.weight").unwrap();
+        let row = described.iter().find(|row| row.name.starts_with("model.layers.0.mlp.down_proj.")).unwrap();
         assert!(row.becomes.contains("bit") && row.why.is_empty() && row.shape == [64, 128], "{spec}: {row:?}");
         for with_manifest in [true, false] {
             if !with_manifest {

@@ -244,11 +244,14 @@ fn expected_error(mode: &str, bits: u32) -> (f64, f64) {
         ("nvfp4", _) => (0.08, 0.12),
         ("affine", 8) => (0.004, 0.012),
         ("int8", 8) => (0.004, 0.014),
+        ("matmul_nbits", 8) => (0.003, 0.012),
+        ("matmul_nbits", 4) => (0.05, 0.17),
+        ("matmul_nbits", 2) => (0.2, 0.9),
         ("nf4", 4) => (0.07, 0.11),
         ("fp4", 4) => (0.10, 0.14),
         ("fp8", 8) => (0.02, 0.04),
         ("gptq" | "gptq_v2" | "awq", 8) => (0.004, 0.016),
-        ("int" | "matmul_nbits", b) => {
+        ("int", b) => {
             let steps = f64::from((1 << b) - 1);
             (0.9 / steps, 2.6 / steps)
         }
@@ -300,7 +303,7 @@ fn what_cannot_be_stored_is_refused_with_the_reason() {
             (&[4, 0], "no elements"),
         ];
         for (shape, reason) in cases {
-            // Blocks of bitsandbytes run on from one row to the next, onnxruntime's last one is filled up.
+            // Blocks of bitsandbytes run on from one row to the next; the last one of onnxruntime's may be shorter.
             let by_rows = group > 0 && !matches!(scheme.facts().mode, "nf4" | "fp4" | "matmul_nbits");
             if !by_rows && reason == "no whole groups" {
                 continue;

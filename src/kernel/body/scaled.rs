@@ -16,7 +16,10 @@ use crate::{
 };
 
 use super::{
-    BLOCK, larger, narrow,
+    BLOCK,
+    affine::extrema,
+    blocks::largest,
+    larger, narrow,
     pack::{pack, unpack},
     round_to, smaller, widen,
 };
@@ -37,7 +40,7 @@ struct Groups {
     /// Least and largest element, zero among them.
     low: [f32; GROUPS],
     high: [f32; GROUPS],
-    /// The bits of the largest magnitude; those of NaN are above all others.
+    /// The bits of the largest magnitude where a block has elements that are not finite, else 0.
     top: [u32; GROUPS],
     /// What is stored.
     scale: [f32; GROUPS],
@@ -132,10 +135,12 @@ fn long(job: &Scaled, given: Option<f32>, row: &[u8], codes: &mut [u8]) -> (f32,
     for block in row.chunks(BLOCK * size) {
         let values = &mut values[..block.len() / size];
         widen(job.float, block, values);
-        let (low, high, top) = span(job, values);
+        let (low, high) = span(job, values);
         all.low[0] = smaller(low, all.low[0]);
         all.high[0] = larger(high, all.high[0]);
-        all.top[0] = all.top[0].max(top);
+        if has_odd(values) {
+            tops(job.group, values, &mut all.top);
+        }
     }
     match given {
         Some(scale) => take(&[scale], &mut all),
@@ -176,52 +181,39 @@ fn pack_end(bits: u32, coded: &[u8], out: &mut [u8]) {
 
 #[inline(always)]
 fn spans(job: &Scaled, values: &[f32], groups: &mut Groups) {
-    let each = groups.low.iter_mut().zip(&mut groups.high).zip(&mut groups.top);
-    for (group, ((low, high), top)) in values.chunks_exact(job.group).zip(each) {
-        (*low, *high, *top) = span(job, group);
+    for (group, (low, high)) in values.chunks_exact(job.group).zip(groups.low.iter_mut().zip(&mut groups.high)) {
+        (*low, *high) = span(job, group);
+    }
+    groups.top.fill(0);
+    if has_odd(values) {
+        tops(job.group, values, &mut groups.top);
     }
 }
 
-/// Least and largest element with zero among them, NaN passed over, and the bits of the largest magnitude. The
-/// extremes are looked for where there are zero points alone.
+/// Least and largest element with zero among them, NaN passed over; only the largest magnitude where there are no zero
+/// points.
 #[inline(always)]
-fn span(job: &Scaled, group: &[f32]) -> (f32, f32, u32) {
-    let top = largest(group);
-    if job.coding.has_zeros() {
-        let (mut low, mut high) = ([0f32; LANES], [0f32; LANES]);
-        let (runs, rest) = group.as_chunks::<LANES>();
-        for run in runs {
-            for i in 0..LANES {
-                low[i] = smaller(run[i], low[i]);
-                high[i] = larger(run[i], high[i]);
-            }
-        }
-        let low = low.iter().chain(rest).fold(0.0, |least, w| smaller(*w, least));
-        return (low, high.iter().chain(rest).fold(0.0, |most, w| larger(*w, most)), top);
+fn span(job: &Scaled, group: &[f32]) -> (f32, f32) {
+    if !job.coding.has_zeros() {
+        return (0.0, largest(group));
     }
-    let most = f32::from_bits(top);
-    (0.0, most, top)
+    let (low, high) = extrema(group, 0.0, 0.0);
+    let rest = group.as_chunks::<LANES>().1;
+    rest.iter().fold((low, high), |(low, high), w| (smaller(*w, low), larger(*w, high)))
 }
 
+/// Whether any element is not finite.
 #[inline(always)]
-fn largest(group: &[f32]) -> u32 {
-    let magnitude = |w: f32| w.to_bits() & 0x7fff_ffff;
-    let (runs, rest) = group.as_chunks::<LANES>();
-    let mut lanes = [0u32; LANES];
-    for run in runs {
-        for i in 0..LANES {
-            lanes[i] = lanes[i].max(magnitude(run[i]));
-        }
+fn has_odd(values: &[f32]) -> bool {
+    values.iter().fold(false, |odd, w| odd | (w.to_bits() & 0x7fff_ffff >= INFINITE))
+}
+
+/// The bits of the largest magnitude of each group: those of NaN are above all others.
+#[cold]
+fn tops(group: usize, values: &[f32], tops: &mut [u32; GROUPS]) {
+    for (group, top) in values.chunks(group).zip(tops) {
+        *top = group.iter().fold(*top, |top, w| top.max(w.to_bits() & 0x7fff_ffff));
     }
-    let rest = rest.iter().fold(0, |top, w| magnitude(*w).max(top));
-    let mut width = LANES / 2;
-    while width > 0 {
-        for i in 0..width {
-            lanes[i] = lanes[i].max(lanes[i + width]);
-        }
-        width /= 2;
-    }
-    lanes[0].max(rest)
 }
 
 /// Scales, divisors and zero points of the first groups, sixteen at a time.

@@ -146,13 +146,18 @@ impl Compressed {
     fn encode_blocks(&self, band: Rows<'_>, codes: &mut [u8], scales: &mut [u8]) {
         let job = self.job(band.float, band.cols);
         let row = band.cols * band.float.size();
+        let mut values = vec![0.0; band.cols];
         let stored = scales.chunks_exact_mut(band.cols / BLOCK * band.float.size());
         let blocks = band.data.chunks(BLOCK * row).zip(codes.chunks_mut(BLOCK * band.cols));
         for ((data, codes), stored) in blocks.zip(stored) {
             let mut most = vec![0f32; band.cols / BLOCK];
             for row in data.chunks_exact(row) {
-                let blocks = row.chunks_exact(BLOCK * band.float.size());
-                most.iter_mut().zip(blocks).for_each(|(most, w)| *most = later(*most, largest(band.float, w)));
+                widen(band.float, row, &mut values);
+                let has_nan = kernels().not_finite(band.float, row) > 0 && values.iter().any(|w| w.is_nan());
+                for (most, block) in most.iter_mut().zip(values.chunks_exact(BLOCK)) {
+                    let is_nan = has_nan && block.iter().any(|w| w.is_nan());
+                    *most = later(*most, if is_nan { f32::NAN } else { kernels().largest(block) });
+                }
             }
             let found: Vec<f32> = most.into_iter().map(|largest| job.scale_of(largest)).collect();
             for (row, codes) in data.chunks_exact(row).zip(codes.chunks_exact_mut(band.cols)) {
