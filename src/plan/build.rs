@@ -109,7 +109,11 @@ impl<'a> Builder<'a> {
             self.drafted.push(Drafted { set, graph, units, decisions });
             return Ok(());
         }
-        let metadata = |source: &[(String, String)]| dialect.metadata(&component, source);
+        // A component that a quantizing view leaves dense is nobody's but its own.
+        let own = decider.default_scheme().is_some() && decisions.iter().all(|d| d.stored.is_none());
+        let metadata = |source: &[(String, String)]| {
+            if own { source.to_vec() } else { dialect.metadata(&component, source) }
+        };
         let laid = layout::lay(self.source, set, &metadata, &units, self.options.shard_size)?;
         let decided = self.decided(&arrangement, &decisions, &units, &laid.names);
         let said = dialect.check(decider.default_scheme(), &decided);

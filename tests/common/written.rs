@@ -65,6 +65,16 @@ pub(crate) fn quantized(scheme: &dyn Scheme, stem: &str, shape: &[usize], values
     parts.iter().zip(made).map(|(p, bytes)| tensor(&format!("{stem}{}", p.suffix), p.dtype, &p.shape, bytes)).collect()
 }
 
+/// The least number of rows, so many or more, of which a scheme stores a matrix: some pack rows together.
+pub(crate) fn fitting(scheme: &dyn Scheme, rows: usize, cols: usize) -> usize {
+    let takes = |rows: &usize| {
+        let weight = Weight { stem: String::new(), float: Float::F32, shape: vec![*rows, cols] };
+        scheme.parts(&weight).is_ok()
+    };
+    let tries = [1, 32, 128].map(|unit| rows.next_multiple_of(unit));
+    tries.into_iter().find(takes).unwrap_or(rows)
+}
+
 /// A scheme of the table, `mlx`, `4bit`, its first options.
 pub(crate) fn scheme(format: &str, name: &str) -> Arc<dyn Scheme> {
     let format = FORMATS.iter().find(|f| f.name() == format).unwrap();

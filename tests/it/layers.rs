@@ -13,7 +13,7 @@ use quantfs::{
 };
 use tempfile::TempDir;
 
-use crate::common::written::{Written, f32s, quantized, scheme, schemes, tensor, values, write};
+use crate::common::written::{Written, f32s, fitting, quantized, scheme, schemes, tensor, values, write};
 
 /// A directory with one file of tensors and a manifest of one layer.
 fn directory(tensors: &[Written], scheme: Option<(&dyn Scheme, &str, usize)>) -> TempDir {
@@ -65,6 +65,7 @@ fn layers_of_every_scheme_agree_with_f64() {
     assert!(all.len() > 45, "only {} schemes", all.len());
     for (name, scheme) in &all {
         for (rows, cols) in [(1, 128), (7, 256), (67, 384), (1300, 256)] {
+            let rows = fitting(&**scheme, rows, cols);
             let stem = "model.layers.0.mlp.up_proj";
             let (weights, bias) = (values(1, rows * cols), values(2, rows));
             let mut tensors = quantized(&**scheme, stem, &[rows, cols], &weights);
@@ -288,11 +289,22 @@ fn dense_linears_are_replaced_in_memory() {
     for (name, scheme) in schemes().into_iter().chain([("int8".into(), dynamic::int8())]) {
         let mut weights = Weights::open(dir.path()).unwrap();
         let replaced = quantize_dynamic(&weights, &scheme, dynamic::is_linear);
-        let takes_any = takes_any_row(&name, &*scheme);
-        let expected = if takes_any { vec!["model.odd", "model.up"] } else { vec!["model.up"] };
+        let takes = |shape: &[usize]| {
+            let weight = Weight { stem: String::new(), float: Float::F32, shape: shape.to_vec() };
+            scheme.parts(&weight).is_ok()
+        };
+        let both = [("model.odd", takes(&[6, 65])), ("model.up", takes(&[30, 128]))];
+        let expected: Vec<&str> = both.into_iter().filter(|(_, taken)| *taken).map(|(stem, _)| stem).collect();
         assert_eq!(replaced.modules().collect::<Vec<_>>(), expected, "{name}");
-        assert_eq!(replaced.kept().len(), usize::from(!takes_any), "{name}");
-        assert!(replaced.kept().iter().all(|(stem, why)| stem == "model.odd" && why.contains("65")), "{name}");
+        let kept: Vec<&str> = replaced.kept().iter().map(|(stem, _)| stem.as_str()).collect();
+        assert_eq!(kept, both.map(|(stem, taken)| (!taken).then_some(stem)).into_iter().flatten().collect::<Vec<_>>());
+        assert!(
+            replaced.kept().iter().all(|(_, why)| ["65", "30", "6 rows"].iter().any(|n| why.contains(n))),
+            "{name}"
+        );
+        if !expected.contains(&"model.up") {
+            continue;
+        }
         weights.apply(replaced).unwrap();
         let layer = weights.linear("model.up").unwrap();
         assert!(layer.is_quantized() && layer.bias().is_some(), "{name}");
@@ -308,10 +320,11 @@ fn dense_linears_are_replaced_in_memory() {
 
 #[test]
 fn bands_of_dynamic_quantization_are_the_whole() {
-    let (rows, cols) = (700, 384);
-    let dense = values(25, rows * cols);
-    let dir = directory(&[f32s("a.weight", &[rows, cols], &dense)], None);
     for (name, scheme) in schemes() {
+        let cols = 384;
+        let rows = fitting(&*scheme, 700, cols);
+        let dense = values(25, rows * cols);
+        let dir = directory(&[f32s("a.weight", &[rows, cols], &dense)], None);
         let mut weights = Weights::open(dir.path()).unwrap();
         weights.apply(quantize_dynamic(&weights, &scheme, |_: &str, _: &TensorInfo| true)).unwrap();
         let alone = directory(&quantized(&*scheme, "a", &[rows, cols], &dense), Some((&*scheme, "a", cols)));
@@ -321,25 +334,26 @@ fn bands_of_dynamic_quantization_are_the_whole() {
 
 #[test]
 fn a_matrix_of_no_directory_is_quantized() {
-    let (rows, cols) = (24, 256);
-    let dense = values(26, rows * cols);
-    let data: Vec<u8> = dense.iter().flat_map(|x| x.to_le_bytes()).collect();
-    let weight = |cols| Weight { stem: "a".into(), float: Float::F32, shape: vec![rows, cols] };
+    let weight = |rows, cols| Weight { stem: "a".into(), float: Float::F32, shape: vec![rows, cols] };
     for (name, scheme) in schemes() {
+        let cols = 256;
+        let rows = fitting(&*scheme, 24, cols);
+        let dense = values(26, rows * cols);
+        let data: Vec<u8> = dense.iter().flat_map(|x| x.to_le_bytes()).collect();
         let alone = directory(&quantized(&*scheme, "a", &[rows, cols], &dense), Some((&*scheme, "a", cols)));
         let (expected, made) =
-            (layer(alone.path(), "a"), QuantizedLinear::quantize(&scheme, weight(cols), &data).unwrap());
+            (layer(alone.path(), "a"), QuantizedLinear::quantize(&scheme, weight(rows, cols), &data).unwrap());
         assert_eq!(made.dequantize(), expected.dequantize(), "{name}");
         assert_eq!(
             (made.name(), made.byte_len(), made.facts()),
             ("a", expected.byte_len(), Some(&scheme.facts())),
             "{name}"
         );
-        let error = QuantizedLinear::quantize(&scheme, weight(cols), &data[4..]).unwrap_err().to_string();
-        assert!(error.contains("layer a") && error.contains("24576"), "{error}");
+        let error = QuantizedLinear::quantize(&scheme, weight(rows, cols), &data[4..]).unwrap_err().to_string();
+        assert!(error.contains("layer a") && error.contains(&data.len().to_string()), "{error}");
     }
     let (_, mlx) = schemes().swap_remove(0);
-    let error = QuantizedLinear::quantize(&mlx, weight(3), &data[..rows * 3 * 4]).unwrap_err().to_string();
+    let error = QuantizedLinear::quantize(&mlx, weight(24, 3), &[0; 24 * 3 * 4]).unwrap_err().to_string();
     assert!(error.contains("layer a") && error.contains("no whole groups"), "{error}");
 }
 

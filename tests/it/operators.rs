@@ -17,6 +17,7 @@ use quantfs::{
 };
 
 use super::formats::{elements, encode, schemes, weight};
+use crate::common::written::fitting;
 
 /// splitmix64: the same stream in every run.
 struct Random(u64);
@@ -66,6 +67,7 @@ struct Matrix {
 
 impl Matrix {
     fn new(scheme: &Arc<dyn Scheme>, float: Float, rows: usize, cols: usize) -> Self {
+        let rows = fitting(&**scheme, rows, cols);
         let weight = weight(float, &[rows, cols]);
         let layout = scheme.parts(&weight).unwrap();
         let (_, data) = elements(float, weight.elements());

@@ -19,7 +19,7 @@ use quantfs::{
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::common::written::{Written, f32s, quantized, scheme, schemes, tensor, values, write};
+use crate::common::written::{Written, f32s, fitting, quantized, scheme, schemes, tensor, values, write};
 
 fn golden(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
@@ -368,8 +368,9 @@ fn nothing_is_computed_of_nothing() {
         }
     }
     for (name, scheme) in schemes() {
-        let weight = Weight { stem: "a".into(), float: Float::F32, shape: vec![3, 128] };
-        let layer = QuantizedLinear::quantize(&scheme, weight, &[0; 3 * 128 * 4]).expect(&name);
+        let rows = fitting(&*scheme, 3, 128);
+        let weight = Weight { stem: "a".into(), float: Float::F32, shape: vec![rows, 128] };
+        let layer = QuantizedLinear::quantize(&scheme, weight, &vec![0; rows * 128 * 4]).expect(&name);
         layer.forward_batch(&[], &mut []).unwrap();
         let [empty] = QuantizedLinear::forward_together([&layer], &[]).unwrap();
         assert!(empty.is_empty(), "{name}");
