@@ -61,7 +61,10 @@ pub(crate) fn quantized(scheme: &dyn Scheme, stem: &str, shape: &[usize], values
     let data: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
     let flat = scheme.banding(&weight).axis == Axis::Flat;
     let (rows, cols) = if flat { (1, weight.elements()) } else { (weight.rows(), weight.cols()) };
-    scheme.encode(Rows { data: &data, float: Float::F32, rows, cols }, &mut out);
+    let all = Rows { data: &data, float: Float::F32, rows, cols };
+    // A run in flat order does not say how many rows it is: the survey is told.
+    let informed = scheme.survey(&weight).map(|survey| survey.conclude(&[survey.look(all)]));
+    informed.as_deref().unwrap_or(scheme).encode(all, &mut out);
     parts.iter().zip(made).map(|(p, bytes)| tensor(&format!("{stem}{}", p.suffix), p.dtype, &p.shape, bytes)).collect()
 }
 
