@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import shutil
+import signal
 import sys
 import tempfile
 import traceback
@@ -229,7 +230,14 @@ def main():
     parser.add_argument("--fault", choices=faults.KINDS, help="with --stand-in: spoil this first; the run must fail")
     parser.add_argument("--json", type=Path, help="also write the rows here")
     arguments = parser.parse_args()
-    place = Path(tempfile.mkdtemp(prefix="quantfs-interop-work-"))
+    # Ended from outside, it unmounts and clears away all the same.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    with tempfile.TemporaryDirectory(prefix="quantfs-interop-work-") as place:
+        return compared(arguments, Path(place))
+
+
+def compared(arguments, place):
+    """Runs the chosen cases, prints their rows and the count, and returns the exit status."""
     serve = stand_in(arguments.fault) if arguments.stand_in else mounted
     served = set(formats.NAMES) if arguments.stand_in else mounts.formats()
     made = []

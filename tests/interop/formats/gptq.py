@@ -85,7 +85,7 @@ def write(spec, model, source, target):
     contents, done, dense = split(source, lambda w: holds(w, config), lambda w: quantized(w, config))
     block = {
         "bits": config.bits, "group_size": config.group_size, "desc_act": False, "sym": config.sym, "lm_head": False,
-        "quant_method": "gptq", "checkpoint_format": "gptq", "pack_dtype": "int32",
+        "quant_method": "gptq", "checkpoint_format": "gptq",
     }
     inside = [module for module in dense if ".layers." in module]
     if inside:
