@@ -126,20 +126,19 @@ impl Steps {
         Self { bounds: book.bounds, steps, last: code(15) }
     }
 
+    /// Bound by bound over the whole block: run by run, the compiler takes one of each of several runs.
     #[inline(always)]
     fn code(&self, values: &[f32; BLOCK], codes: &mut [u8; BLOCK]) {
-        let runs = values.as_chunks::<LANES>().0.iter().zip(codes.as_chunks_mut::<LANES>().0);
-        for (values, codes) in runs {
-            let mut sums = [self.last; LANES];
-            for (bound, step) in self.bounds.iter().zip(&self.steps) {
-                for i in 0..LANES {
-                    let change = if *bound >= values[i] { *step } else { 0 };
-                    sums[i] = sums[i].wrapping_add(change);
-                }
+        let mut sums = [self.last; BLOCK];
+        for at in 0..self.bounds.len() {
+            let (bound, step) = (self.bounds[at], self.steps[at]);
+            for i in 0..BLOCK {
+                let change = if bound >= values[i] { step } else { 0 };
+                sums[i] = sums[i].wrapping_add(change);
             }
-            for i in 0..LANES {
-                codes[i] = (sums[i] & 0xff) as u8;
-            }
+        }
+        for i in 0..BLOCK {
+            codes[i] = (sums[i] & 0xff) as u8;
         }
     }
 }
