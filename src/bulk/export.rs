@@ -16,7 +16,7 @@ use rayon::prelude::*;
 
 use crate::{
     bulk::{Error, Progress, chunks, fill},
-    plan::Plan,
+    plan::{Content, Plan},
     view::View,
 };
 
@@ -40,13 +40,14 @@ pub fn export(view: &Arc<View>, target: &Path, progress: &dyn Progress) -> Resul
     progress.begin(total);
     todo.iter().try_for_each(|i| write_file(view, *i, target, progress))?;
     sync_directories(plan, target)?;
+    remember(target, &identity(plan));
     let mark = target.join(MARK);
     fs::remove_file(&mark).map_err(|e| Error::io(&mark, e))?;
     sync(target)?;
     Ok(total)
 }
 
-/// What makes two exports the same: names, lengths and the keys of all weights.
+/// What makes two exports the same: names, lengths, times, what is known of the bytes, and the keys of all weights.
 fn identity(plan: &Plan) -> String {
     let mut hash = blake3::Hasher::new();
     hash.update(plan.spec.as_bytes());
@@ -55,11 +56,45 @@ fn identity(plan: &Plan) -> String {
         hash.update(&file.len.to_le_bytes());
         let since = file.modified.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         hash.update(&since.as_nanos().to_le_bytes());
+        for extent in &file.extents {
+            hash.update(&extent.start.to_le_bytes());
+            match &extent.content {
+                Content::Bytes(bytes) => {
+                    hash.update(bytes);
+                }
+                Content::Source { file, offset } => {
+                    hash.update(&file.0.to_le_bytes());
+                    hash.update(&offset.to_le_bytes());
+                }
+                Content::Part { weight, part } => {
+                    hash.update(&weight.to_le_bytes());
+                    hash.update(&part.to_le_bytes());
+                }
+            }
+        }
     }
     for weight in &plan.weights {
         hash.update(&weight.key);
     }
     format!("{}\n{}\n", plan.spec, hash.finalize().to_hex())
+}
+
+/// The attribute of a finished export's directory that says of which view it is: files of two views may have the same
+/// names, lengths and times.
+const FINISHED: &str = "user.quantfs.export";
+
+/// Notes of which view a directory is. Where the file system keeps no attributes, a second export into it is refused.
+fn remember(target: &Path, identity: &str) {
+    if let Err(e) = rustix::fs::setxattr(target, FINISHED, identity.as_bytes(), rustix::fs::XattrFlags::empty()) {
+        tracing::debug!("{}: keeps no attributes ({e})", target.display());
+    }
+}
+
+/// Whether a directory was noted to be of this view.
+fn is_of(target: &Path, identity: &str) -> bool {
+    let mut kept = vec![0; identity.len() + 1];
+    let len = rustix::fs::getxattr(target, FINISHED, &mut kept[..]).unwrap_or(0);
+    kept.get(..len).is_some_and(|kept| kept == identity.as_bytes())
 }
 
 /// Makes the target ours: new, empty, or begun by an export of the same view. The mark is locked as
@@ -68,7 +103,7 @@ fn claim(target: &Path, plan: &Plan) -> Result<Option<File>, Error> {
     fs::create_dir_all(target).map_err(|e| Error::io(target, e))?;
     let mark = target.join(MARK);
     if !mark.exists() && fs::read_dir(target).map_err(|e| Error::io(target, e))?.next().is_some() {
-        if (0..plan.files.len()).all(|i| is_done(plan, i, target)) {
+        if is_of(target, &identity(plan)) && (0..plan.files.len()).all(|i| is_done(plan, i, target)) {
             return Ok(None);
         }
         let why = "is not empty; choose a directory that is new or empty";

@@ -1,6 +1,6 @@
 //! From what was typed about a view to what it means.
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 use clap::Args;
 
@@ -88,10 +88,14 @@ impl ViewArgs {
         let beside = paths.map(|path| source::open(path, caches)).collect::<Result<Vec<_>, _>>()?;
         let (joined, mut files) = Joined::new(base, beside)?;
         let files_of_adapters = files.split_off(self.overrides.len());
-        let overrides = self.overrides.iter().cloned().zip(files);
-        options.overrides = overrides.map(|(text, files)| Override { text, files }).collect();
-        let of = self.loras.iter().cloned().zip(adapters).zip(files_of_adapters);
-        options.adapters = of.map(|((text, (_, scale)), files)| Adapter { text, files, scale }).collect();
+        let overrides = self.overrides.iter().zip(files);
+        options.overrides = overrides.map(|(path, files)| Override { text: absolute(path), files }).collect();
+        let text = |path: &str, scale: f32| {
+            let path = absolute(path);
+            if scale == 1.0 { path } else { format!("{path}:{scale}") }
+        };
+        let of = adapters.into_iter().zip(files_of_adapters);
+        options.adapters = of.map(|((path, scale), files)| Adapter { text: text(path, scale), files, scale }).collect();
         Ok((Arc::new(joined), options))
     }
 
@@ -125,6 +129,12 @@ impl ViewArgs {
             ..Options::new(spec)
         })
     }
+}
+
+/// A path from the root on, so that a manifest tells what it names wherever it is read; a repo id as it is.
+fn absolute(path: &str) -> String {
+    let there = Path::new(path).exists().then(|| std::path::absolute(path).ok()).flatten();
+    there.map_or_else(|| path.to_owned(), |path| path.to_string_lossy().into_owned())
 }
 
 /// `ADAPTER` or `ADAPTER:SCALE`: what stands behind the last colon is a scale where it is a number.

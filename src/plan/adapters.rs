@@ -5,12 +5,13 @@
 //! `alpha / rank` and by what the user asks for. Whole tensors that PEFT saved beside them (`modules_to_save`) replace
 //! the snapshot's. Only headers, the config and one-element `alpha` tensors are read.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
+use regex::Regex;
 use serde_json::Value;
 
 use crate::{
-    container::safetensors::Tensor,
+    container::{json, safetensors::Tensor},
     kernel::{Cast, kernels},
     plan::{
         Error, Factor,
@@ -33,8 +34,15 @@ pub struct Adapter {
 }
 
 /// Prefixes that trainers put before the names of modules, and that are no part of them.
-const PREFIXES: [&str; 6] =
-    ["base_model.model.", "base_model.", "diffusion_model.", "model.diffusion_model.", "lora_unet_", "lora_te_"];
+const PREFIXES: [&str; 5] =
+    ["base_model.model.", "base_model.", "diffusion_model.", "model.diffusion_model.", "lora_unet_"];
+
+/// Prefixes of kohya's that stand for a component's directory.
+const COMPONENTS: [(&str, &str); 3] =
+    [("lora_te1_", "text_encoder_"), ("lora_te2_", "text_encoder_2_"), ("lora_te_", "text_encoder_")];
+
+/// Components by whose names diffusers starts those of modules.
+const PARTS: [&str; 4] = ["transformer.", "unet.", "text_encoder.", "text_encoder_2."];
 
 /// Names of the two factors, as suffixes of a module's name: down and up.
 const FACTORS: [(&str, &str); 4] = [
@@ -54,6 +62,9 @@ const UNKNOWN: [(&str, &str); 7] = [
     ("lokr_w", "LoKr is a Kronecker product"),
     ("oft_", "OFT multiplies"),
 ];
+
+/// Ranks of adapters are powers of two up to 256; factors of a tile are held in memory.
+const MAX_RANK: usize = 1024;
 
 /// One module of an adapter.
 #[derive(Debug, Default)]
@@ -77,8 +88,10 @@ pub(crate) fn apply(
         return Ok(());
     }
     let names = Names::of(snapshot);
-    let flat: BTreeMap<String, &str> =
-        names.all().filter_map(|name| Some((name.strip_suffix(".weight")?.replace(['.', '/'], "_"), name))).collect();
+    let mut all: Vec<&str> = names.all().collect();
+    all.sort_unstable();
+    let flatten = |name: &&str| Some((name.strip_suffix(".weight")?.replace(['.', '/'], "_"), (*name).to_owned()));
+    let flat: BTreeMap<String, String> = all.iter().filter_map(flatten).collect();
     for adapter in adapters {
         let refuse = |why: String| Error::refused(format!("--lora {}: {why}", adapter.text));
         let config = config(source, adapter)?;
@@ -101,15 +114,23 @@ pub(crate) fn apply(
         for (file, tensor) in whole {
             let name =
                 strip(&tensor.info.name).replace(".modules_to_save.default.", ".").replace(".modules_to_save.", ".");
-            let found = names.find(&name).map_err(refuse)?;
-            let fits = |(set, number): (usize, usize)| snapshot.sets[set].tensors[number].shape == tensor.info.shape;
-            let Some((set, number)) = found.filter(|at| fits(*at)) else {
+            let Some((set, number)) = names.find(&name).map_err(refuse)? else {
                 missing.push(tensor.info.name);
                 continue;
             };
             let set = &mut snapshot.sets[set];
+            let (there, here) = (&set.tensors[number], &tensor.info);
+            if there.shape != here.shape || Float::of(here.dtype).is_none() {
+                return Err(refuse(format!(
+                    "tensor {} is {} {:?}, and {} {:?} in the snapshot",
+                    here.name, here.dtype, here.shape, there.dtype, there.shape
+                )));
+            }
             set.tensors[number].dtype = tensor.info.dtype;
-            (set.places[number].file, set.places[number].offset) = (file, tensor.range.start);
+            let place = &mut set.places[number];
+            // What was added to the tensor is gone with it.
+            place.deltas.clear();
+            (place.file, place.offset) = (file, tensor.range.start);
             matched += 1;
         }
         if matched == 0 {
@@ -128,11 +149,28 @@ pub(crate) fn apply(
     Ok(())
 }
 
-/// `adapter_config.json`, null where there is none.
+/// The key of a header's metadata under which diffusers keeps what PEFT keeps in `adapter_config.json`.
+const METADATA: &str = "lora_adapter_metadata";
+
+/// `adapter_config.json`, or what a file's own header says in its place; null where there is neither.
 fn config(source: &dyn Source, adapter: &Adapter) -> Result<Value, Error> {
-    let named = |file: &&FileId| source.entry(**file).path.ends_with("adapter_config.json");
-    let Some(file) = adapter.files.iter().find(named) else { return Ok(Value::Null) };
-    let config = snapshot::read_json(source, *file)?;
+    let ends = |suffix: &'static str| move |file: &&FileId| source.entry(**file).path.ends_with(suffix);
+    let config = match adapter.files.iter().find(ends("adapter_config.json")) {
+        Some(file) => snapshot::read_json(source, *file)?,
+        None => {
+            let mut kept = Value::Null;
+            for file in adapter.files.iter().filter(ends(".safetensors")) {
+                let header = snapshot::read_header(source, *file)?.header;
+                let text = header.metadata.iter().find(|(key, _)| key == METADATA).map(|(_, text)| text.as_bytes());
+                let parsed = text
+                    .map(json::parse)
+                    .transpose()
+                    .map_err(|e| Error::refused(format!("--lora {}: {METADATA} of its header: {e}", adapter.text)))?;
+                kept = parsed.unwrap_or(kept);
+            }
+            kept
+        }
+    };
     let refuse = |why: &str| Err(Error::refused(format!("--lora {}: {why}", adapter.text)));
     let says = |key: &str| config.get(key).and_then(Value::as_bool).unwrap_or_default();
     match config.get("peft_type").and_then(Value::as_str) {
@@ -157,17 +195,21 @@ fn modules(source: &dyn Source, adapter: &Adapter) -> Result<Found, Error> {
                 return Err(refuse(format!("tensor {name}: {why}, which is not merged")));
             }
             if let Some(module) = name.strip_suffix(".alpha") {
-                found.entry(strip(module).to_owned()).or_default().alpha = Some(alpha(source, file, &tensor)?);
+                found.entry(strip(module).into_owned()).or_default().alpha = Some(alpha(source, file, &tensor)?);
                 continue;
             }
             let factor = FACTORS.iter().find_map(|(down, up)| {
                 let down = name.strip_suffix(down).map(|module| (module, true));
                 down.or_else(|| name.strip_suffix(up).map(|module| (module, false)))
             });
-            match factor {
-                Some((module, true)) => found.entry(strip(module).to_owned()).or_default().down = Some((file, tensor)),
-                Some((module, false)) => found.entry(strip(module).to_owned()).or_default().up = Some((file, tensor)),
-                None => whole.push((file, tensor)),
+            let Some((module, is_down)) = factor else {
+                whole.push((file, tensor));
+                continue;
+            };
+            let module = found.entry(strip(module).into_owned()).or_default();
+            let place = if is_down { &mut module.down } else { &mut module.up };
+            if place.replace((file, tensor)).is_some() {
+                return Err(refuse(format!("tensor {name}: its factor is there twice")));
             }
         }
     }
@@ -191,30 +233,31 @@ fn alpha(source: &dyn Source, file: FileId, tensor: &Tensor) -> Result<f32, Erro
 }
 
 /// A name without what trainers put before it.
-fn strip(mut name: &str) -> &str {
+fn strip(mut name: &str) -> Cow<'_, str> {
     while let Some(rest) = PREFIXES.iter().find_map(|prefix| name.strip_prefix(prefix)) {
         name = rest;
     }
-    name
+    let component = COMPONENTS.iter().find_map(|(prefix, dir)| Some(format!("{dir}{}", name.strip_prefix(prefix)?)));
+    component.map_or(Cow::Borrowed(name), Cow::Owned)
 }
 
-/// The tensor that a module's product is added to. kohya writes all dots as underscores.
-fn place(names: &Names, flat: &BTreeMap<String, &str>, module: &str) -> Result<Option<(usize, usize)>, String> {
-    let whole = format!("{module}.weight");
-    let tries = [whole.clone(), format!("model.{whole}"), format!("transformer.{whole}"), format!("unet.{whole}")];
-    for name in tries {
-        if let Some(at) = names.find(&name)? {
-            return Ok(Some(at));
+/// The tensor that a module's product is added to. kohya writes all dots as underscores; a component that is the
+/// whole snapshot has no name of its own.
+fn place(names: &Names, flat: &BTreeMap<String, String>, module: &str) -> Result<Option<(usize, usize)>, String> {
+    let alone = PARTS.iter().find_map(|part| module.strip_prefix(part));
+    for module in [Some(module), alone].into_iter().flatten() {
+        let whole = format!("{module}.weight");
+        for prefix in ["", "model.", "transformer.", "unet.", "model.diffusion_model.", "diffusion_model."] {
+            if let Some(at) = names.find(&format!("{prefix}{whole}"))? {
+                return Ok(Some(at));
+            }
         }
     }
     let flattened = module.replace('.', "_");
-    let candidates = [
-        flattened.clone(),
-        format!("model_{flattened}"),
-        format!("unet_{flattened}"),
-        format!("text_encoder_{flattened}"),
-    ];
-    match candidates.iter().find_map(|name| flat.get(name)) {
+    let prefixes = ["", "model_", "unet_", "transformer_", "model_diffusion_model_"];
+    let alone = ["text_encoder_2_", "text_encoder_"].iter().find_map(|part| flattened.strip_prefix(part));
+    let tries = prefixes.map(|prefix| format!("{prefix}{flattened}")).into_iter().chain(alone.map(str::to_owned));
+    match tries.into_iter().find_map(|name| flat.get(&name)) {
         Some(name) => names.find(name),
         None => Ok(None),
     }
@@ -230,37 +273,51 @@ fn low_rank(name: &str, module: &Module, shape: &[usize], config: &Value, user: 
         return Err(format!("{name}: its factors are larger than any memory"));
     };
     let rows = shape.first().copied().unwrap_or(1);
-    let cols: usize = shape.iter().skip(1).product();
-    let fits = rank > 0 && rank.checked_mul(cols) == Some(down_elements) && rank.checked_mul(rows) == Some(up_elements);
+    let cols = shape.iter().skip(1).try_fold(1usize, |n, dim| n.checked_mul(*dim)).unwrap_or(0);
+    let fits = rank > 0
+        && rank <= MAX_RANK
+        && rank.checked_mul(cols) == Some(down_elements)
+        && rank.checked_mul(rows) == Some(up_elements);
     let last = up.info.shape.get(1).copied() == Some(rank) && up.info.shape.first() == Some(&rows);
     if !fits || !last {
         let (a, b) = (&down.info.shape, &up.info.shape);
-        return Err(format!("{name}: factors {a:?} and {b:?} do not make a product of shape {shape:?}"));
+        return Err(format!(
+            "{name}: factors {a:?} and {b:?} do not make a product of shape {shape:?} and a rank of {MAX_RANK} at most"
+        ));
     }
     let float =
         |t: &Tensor| Float::of(t.info.dtype).ok_or_else(|| format!("{name}: a factor of dtype {}", t.info.dtype));
+    let scale = user * scaling(name, *alpha, rank, config)?;
     Ok(LowRank {
         rank,
         up: Factor { file: *up_file, offset: up.range.start, float: float(up)? },
         down: Factor { file: *down_file, offset: down.range.start, float: float(down)? },
-        scale: user * scaling(name, *alpha, rank, config),
+        scale,
     })
 }
 
 /// `alpha / rank`, or `alpha / sqrt(rank)` where the config says so; 1 where nobody says alpha.
-fn scaling(name: &str, alpha: Option<f32>, rank: usize, config: &Value) -> f32 {
-    let of_module = |key: &str| {
-        let patterns = config.get(key)?.as_object()?;
-        let ends =
-            |pattern: &str| name == pattern || name.strip_suffix(pattern).is_some_and(|rest| rest.ends_with('.'));
-        patterns.iter().find(|(pattern, _)| ends(pattern)).and_then(|(_, value)| value.as_f64())
-    };
-    let stated = || of_module("alpha_pattern").or_else(|| config.get("lora_alpha")?.as_f64());
-    let Some(alpha) = alpha.map(f64::from).or_else(stated) else { return 1.0 };
-    let root = config.get("use_rslora").and_then(Value::as_bool).unwrap_or_default();
+fn scaling(name: &str, alpha: Option<f32>, rank: usize, config: &Value) -> Result<f32, String> {
+    // diffusers puts the component's name before keys and modules alike.
+    let (component, module) = name.split_once('.').unwrap_or(("", name));
+    let own = |key: &str| config.get(format!("{component}.{key}"));
+    let says = |key: &str| own(key).or_else(|| config.get(key));
+    let module = if own("lora_alpha").is_some() { module } else { name };
+    let mut of_module = None;
+    for (pattern, value) in says("alpha_pattern").and_then(Value::as_object).into_iter().flatten() {
+        // As PEFT matches its patterns.
+        let regex = Regex::new(&format!(r"^(?:.*\.)?(?:{pattern})$"));
+        let regex = regex.map_err(|e| format!("alpha_pattern {pattern} of its config is no pattern: {e}"))?;
+        if of_module.is_none() && regex.is_match(module) {
+            of_module = value.as_f64();
+        }
+    }
+    let stated = of_module.or_else(|| says("lora_alpha")?.as_f64());
+    let Some(alpha) = alpha.map(f64::from).or(stated) else { return Ok(1.0) };
+    let root = says("use_rslora").and_then(Value::as_bool).unwrap_or_default();
     let rank = rank as f64;
     let scaling = alpha / if root { rank.sqrt() } else { rank };
     #[expect(clippy::cast_possible_truncation, reason = "a factor of f32 sums")]
     let scaling = scaling as f32;
-    scaling
+    Ok(scaling)
 }

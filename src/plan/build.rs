@@ -89,10 +89,11 @@ impl<'a> Builder<'a> {
         self.report_dropped(set, &arrangement);
         let mut units = vec![];
         let mut decisions = vec![];
-        let first = self.plan.weights.len();
+        let (first, mut modules) = (self.plan.weights.len(), BTreeMap::new());
         let mut arrangement = arrangement;
         for tensor in &mut arrangement.tensors {
             let mut decision = decider.decide(&component, tensor)?;
+            modules.extend(tensor.module().map(|module| (self.plan.weights.len(), module.to_owned())));
             if set.graph.is_none() {
                 self.rename(tensor, &mut decision)?;
             }
@@ -103,7 +104,7 @@ impl<'a> Builder<'a> {
             decisions.push(decision);
         }
         self.distinct(set, &arrangement)?;
-        survey::plan(&mut self.plan, first, dialect);
+        survey::plan(&mut self.plan, first, &modules, dialect);
         if let Some(graph) = &set.graph {
             // A model says itself what is quantized in it and how; no manifest lists it.
             self.drafted.push(Drafted { set, graph, units, decisions });
@@ -152,10 +153,10 @@ impl<'a> Builder<'a> {
             let info = &set.tensors[number];
             let place = &set.places[number];
             let bytes = place.range.end - place.range.start;
-            if info.byte_len().map(|len| len as u64) != Some(bytes) {
+            if info.dtype != place.dtype {
                 return Err(Error::refused(format!(
-                    "tensor {}: what overrides it is {}, and a dense view keeps the sizes of the snapshot",
-                    info.name, info.dtype
+                    "tensor {}: what overrides it is {}, and a dense view keeps the snapshot's dtypes ({}); cast it first",
+                    info.name, info.dtype, place.dtype
                 )));
             }
             let same = Arranged { info: info.clone(), from: vec![Slice::whole(number, info)], plus_one: false };
@@ -188,7 +189,7 @@ impl<'a> Builder<'a> {
                 sources: vec![info.name.clone()],
             });
         }
-        survey::plan(&mut self.plan, first, self.options.spec.format().dialect());
+        survey::plan(&mut self.plan, first, &BTreeMap::new(), self.options.spec.format().dialect());
         self.plan.files.extend(dense::lay(self.source, set, &replaced));
         Ok(())
     }

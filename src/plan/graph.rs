@@ -84,7 +84,8 @@ fn set(source: &dyn Source, graph: Graph) -> Result<Set, Error> {
         let range = tensor.range(source.entry(file).len()).map_err(malformed)?;
         tensors.push(info(tensor, range.end - range.start));
         let (file, offset) = (shards[shard].file, range.start);
-        places.push(Place { shard, range, file, offset, deltas: vec![] });
+        let dtype = tensors.last().map_or(Dtype::U8, |info: &TensorInfo| info.dtype);
+        places.push(Place { shard, range, dtype, file, offset, deltas: vec![] });
     }
     Ok(Set {
         dir: dir.to_owned(),

@@ -8,6 +8,7 @@ use crate::{
         snapshot::{self, Snapshot},
     },
     source::{FileId, Source},
+    tensor::Float,
 };
 
 /// What `--override FILE` asks for.
@@ -38,6 +39,9 @@ pub(crate) fn apply(
         let parsed = snapshot::read_header(source, file)?;
         let path = &source.entry(file).path;
         let refuse = |why: String| Error::refused(format!("--override {path}: {why}"));
+        if snapshot.sets.iter().all(|set| set.graph.is_some()) {
+            return Err(refuse("ONNX models take no overrides".to_owned()));
+        }
         let (mut matched, mut missing) = (0usize, vec![]);
         for tensor in parsed.header.tensors {
             let name = &tensor.info.name;
@@ -50,6 +54,11 @@ pub(crate) fn apply(
             if before.shape != tensor.info.shape {
                 let (there, here) = (&before.shape, &tensor.info.shape);
                 return Err(refuse(format!("tensor {name} has shape {here:?}, and {there:?} in the snapshot")));
+            }
+            let (there, here) = (before.dtype, tensor.info.dtype);
+            if there != here && (Float::of(there).is_none() || Float::of(here).is_none()) {
+                let what = "one can take the other's place only where both can be quantized";
+                return Err(refuse(format!("tensor {name} is {here}, and {there} in the snapshot: {what}")));
             }
             set.tensors[number].dtype = tensor.info.dtype;
             let place = &mut set.places[number];

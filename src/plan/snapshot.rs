@@ -101,6 +101,8 @@ pub(crate) struct Shard {
 pub(crate) struct Place {
     pub(crate) shard: usize,
     pub(crate) range: Range<u64>,
+    /// Element type in the shard.
+    pub(crate) dtype: Dtype,
     /// The shard's file, or one that overrides it.
     pub(crate) file: FileId,
     /// Offset of the first byte in that file.
@@ -403,9 +405,9 @@ fn finish(
                     tensor.info.name
                 )));
             }
+            let (file, offset, dtype) = (parsed.file, tensor.range.start, tensor.info.dtype);
             tensors.push(tensor.info);
-            let (file, offset) = (parsed.file, tensor.range.start);
-            places.push(Place { shard: number, range: tensor.range, file, offset, deltas: vec![] });
+            places.push(Place { shard: number, range: tensor.range, dtype, file, offset, deltas: vec![] });
         }
     }
     Ok(Set { dir, stem, shards, tensors, places, index, config, generation_config, is_part: false, graph: None })

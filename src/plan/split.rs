@@ -38,8 +38,8 @@ const PREFIXES: [(&str, Role); 8] = [
 fn prefix(name: &str) -> Option<(&str, Role)> {
     if let Some(rest) = name.strip_prefix("text_encoders.") {
         let (encoder, behind) = rest.split_once('.')?;
-        let len = name.len() - behind.strip_prefix("transformer.").unwrap_or(behind).len();
-        return (!encoder.is_empty()).then(|| (&name[..len], Role::TextEncoder));
+        let bare = behind.strip_prefix("transformer.")?;
+        return (!encoder.is_empty()).then(|| (&name[..name.len() - bare.len()], Role::TextEncoder));
     }
     PREFIXES.iter().find(|(prefix, _)| name.starts_with(prefix)).copied()
 }
@@ -97,6 +97,8 @@ pub(crate) fn apply(
         )));
     }
     for set in all {
+        // It names files that are not shown.
+        snapshot.others.retain(|other| !split || set.index != Some(*other));
         let file = set.path(&format!("{}.safetensors", set.stem));
         if split {
             let (sets, report) = components(set);

@@ -9,12 +9,13 @@ use crate::{
     quant::Dialect,
 };
 
-/// Adds the surveys of the weights from `first` on, which are those of one set.
-pub(crate) fn plan(plan: &mut Plan, first: usize, dialect: &dyn Dialect) {
+/// Adds the surveys of the weights from `first` on, which are those of one set. `modules` are their names before any
+/// rename.
+pub(crate) fn plan(plan: &mut Plan, first: usize, modules: &BTreeMap<usize, String>, dialect: &dyn Dialect) {
     let mut groups: BTreeMap<(String, String), Vec<usize>> = BTreeMap::new();
     for (number, planned) in plan.weights.iter().enumerate().skip(first) {
         if let Some(survey) = planned.scheme.survey(&planned.weight) {
-            let stem = &planned.weight.stem;
+            let stem = modules.get(&number).unwrap_or(&planned.weight.stem);
             let stem = stem.strip_suffix(".weight").unwrap_or(stem);
             let shared = if survey.is_joint() { dialect.siblings(stem) } else { None };
             // A name of its own: no group has two dots in a row.

@@ -226,6 +226,13 @@ pub trait Scheme: Send + Sync + Debug {
     /// [`Part::range`] gives.
     fn encode(&self, band: Rows<'_>, out: &mut [&mut [u8]]);
 
+    /// Bytes that encoding so many elements takes beside them and the parts; nearly none but for schemes that store
+    /// and decode.
+    fn scratch(&self, elements: usize) -> usize {
+        let _ = elements;
+        0
+    }
+
     /// The reference decoder: the values of a band, `out.len()` of them, from the parts that are no
     /// constants, as [`Part::for_decoding`] cuts them. `rows` is
     /// the band's, as [`encode`](Self::encode) was given it: 1 where it is a run in flat order.

@@ -16,7 +16,8 @@ pub struct Joined {
 }
 
 impl Joined {
-    /// Joins sources to `base`. Also says which files each of them holds, sorted by name.
+    /// Joins sources to `base`. Also says which files each of them holds, sorted by name; not those of directories
+    /// below, which are other versions (checkpoints of a training run, say).
     ///
     /// # Errors
     /// More files than can be numbered.
@@ -37,7 +38,8 @@ impl Joined {
         self.entries.extend(part.entries().iter().map(named));
         self.local_roots.extend_from_slice(part.local_roots());
         let number = |at| u32::try_from(at).map(FileId);
-        let all = (start..self.entries.len()).map(number).collect::<Result<Vec<_>, _>>();
+        let top = part.entries().iter().zip(start..).filter(|(entry, _)| !entry.path.contains('/'));
+        let all = top.map(|(_, at)| number(at)).collect::<Result<Vec<_>, _>>();
         let files = all.map_err(|_| Error::refused(part.name(), "more than 4 billion files"))?;
         self.parts.push(part);
         self.starts.push(start);

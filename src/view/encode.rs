@@ -129,7 +129,9 @@ pub(super) fn cost(planned: &Planned, tile: u32) -> usize {
     let cast = if is_cast(origin) { origin.float.size() } else { 0 };
     let window = if is_straight(origin) && planned.banding.axis != Axis::Columns { 0 } else { WINDOW };
     let of_strip = if rows < height { made * rows / height } else { 0 };
-    rows * cols * (origin.stored.size() + cast) + window + merge::cost(origin) + of_strip + made
+    let added = merge::cost(origin, &planned.weight, planned.banding.axis, &first);
+    let scratch = planned.scheme.scratch(rows * cols);
+    rows * cols * (origin.stored.size() + cast) + window + added + scratch + of_strip + made
 }
 
 /// The bytes of each part that a band makes.

@@ -43,7 +43,7 @@ impl Reader<'_> {
     }
 
     /// Without a word on the system's cache: a part of a page tells nothing of the rest of it.
-    fn read_kept(&self, file: FileId, offset: u64, buf: &mut [u8]) -> Result<(), Error> {
+    pub(super) fn read_kept(&self, file: FileId, offset: u64, buf: &mut [u8]) -> Result<(), Error> {
         self.source.read_exact_at(file, offset, buf)?;
         self.bytes.fetch_add(buf.len() as u64, Relaxed);
         Ok(())

@@ -19,11 +19,42 @@ use super::gather::Reader;
 /// Elements that are summed up together.
 const CHUNK: usize = 1 << 16;
 
-/// Bytes that merging a tile takes beside its elements, at most.
-pub(super) fn cost(origin: &Origin) -> usize {
-    let floats = |delta: &Delta| delta.rank * (delta.rows + 2 * padded(delta.cols));
-    let all: usize = origin.deltas.iter().map(floats).sum();
-    if origin.deltas.is_empty() { 0 } else { (all + 3 * CHUNK) * size_of::<f32>() }
+/// Bytes that merging a band takes beside its elements, at most.
+pub(super) fn cost(origin: &Origin, weight: &Weight, axis: Axis, band: &Range<usize>) -> usize {
+    let mut floats = 0;
+    for (number, elements) in places(origin) {
+        let run = match axis {
+            Axis::Columns => elements.clone(),
+            Axis::Flat => overlap(&elements, band),
+            Axis::Rows => overlap(&elements, &(band.start * weight.cols()..band.end * weight.cols())),
+        };
+        for delta in of_piece(origin, number).filter(|_| !run.is_empty()) {
+            let straight = axis != Axis::Columns && origin.pieces[number].col_stride == origin.stored.size();
+            let rows = if straight { (run.len() / delta.cols.max(1) + 2).min(delta.rows) } else { delta.rows };
+            floats += delta.rank * (rows + 2 * padded(delta.cols));
+        }
+    }
+    // Factors are there as they are stored, too, while they are widened.
+    if floats == 0 { 0 } else { (2 * floats + 3 * CHUNK) * size_of::<f32>() }
+}
+
+/// The pieces, and which elements of the weight they hold.
+fn places(origin: &Origin) -> impl Iterator<Item = (usize, Range<usize>)> {
+    let mut first = 0;
+    origin.pieces.iter().enumerate().map(move |(number, piece)| {
+        let start = first;
+        first += piece.rows * piece.cols;
+        (number, start..first)
+    })
+}
+
+fn of_piece(origin: &Origin, number: usize) -> impl Iterator<Item = &Delta> {
+    origin.deltas.iter().filter(move |delta| delta.piece == number)
+}
+
+fn overlap(a: &Range<usize>, b: &Range<usize>) -> Range<usize> {
+    let start = a.start.max(b.start);
+    start..a.end.min(b.end).max(start)
 }
 
 /// Adds what adapters add to a band's elements, in the stored dtype.
@@ -34,22 +65,28 @@ pub(super) fn merge(
     (axis, band): (Axis, Range<usize>),
     out: &mut [u8],
 ) -> Result<(), Error> {
-    let mut first = 0;
-    for (number, piece) in origin.pieces.iter().enumerate() {
-        let elements = first..first + piece.rows * piece.cols;
-        first = elements.end;
-        let deltas: Vec<&Delta> = origin.deltas.iter().filter(|delta| delta.piece == number).collect();
-        let Some(of) = deltas.first() else { continue };
+    for (number, elements) in places(origin) {
+        let Some(of) = of_piece(origin, number).next() else { continue };
         let tensor = Tensor { start: of.start, cols: of.cols.max(1), size: origin.stored.size() };
-        let mut products = deltas.iter().map(|delta| Product::read(reader, delta)).collect::<Result<Vec<_>, _>>()?;
-        for line in lines(axis, &band, weight) {
-            let part = line.elements.start.max(elements.start)..line.elements.end.min(elements.end);
-            if part.start < part.end {
-                let at = line.at + part.start - line.elements.start;
-                let run = part.start - elements.start..part.end - elements.start;
-                tensor.blocks(piece, run, at, &mut |block| add(origin.stored, &mut products, &block, out));
+        let each = |take: &mut dyn FnMut(Block)| {
+            for line in lines(axis, &band, weight) {
+                let part = overlap(&line.elements, &elements);
+                if !part.is_empty() {
+                    let at = line.at + part.start - line.elements.start;
+                    let run = part.start - elements.start..part.end - elements.start;
+                    tensor.blocks(&origin.pieces[number], run, at, take);
+                }
             }
-        }
+        };
+        let mut rows: Option<Range<usize>> = None;
+        each(&mut |Block { row, rows: height, .. }| {
+            let sofar = rows.take().unwrap_or(row..row);
+            rows = Some(sofar.start.min(row)..sofar.end.max(row + height));
+        });
+        let Some(rows) = rows else { continue };
+        let read = |delta| Product::read(reader, delta, rows.clone());
+        let mut products = of_piece(origin, number).map(read).collect::<Result<Vec<_>, _>>()?;
+        each(&mut |block| add(origin.stored, &mut products, &block, out));
     }
     Ok(())
 }
@@ -91,7 +128,7 @@ struct Block {
 
 impl Tensor {
     /// The blocks that a run of a piece's elements is made of.
-    fn blocks(&self, piece: &Piece, run: Range<usize>, mut at: usize, take: &mut impl FnMut(Block)) {
+    fn blocks(&self, piece: &Piece, run: Range<usize>, mut at: usize, take: &mut dyn FnMut(Block)) {
         let mut element = run.start;
         while element < run.end {
             let (row, col) = (element / piece.cols, element % piece.cols);
@@ -112,7 +149,7 @@ impl Tensor {
     }
 
     /// A run that lies together: the rest of a row, whole rows, the start of a row.
-    fn contiguous(&self, mut first: usize, mut count: usize, mut at: usize, take: &mut impl FnMut(Block)) {
+    fn contiguous(&self, mut first: usize, mut count: usize, mut at: usize, take: &mut dyn FnMut(Block)) {
         while count > 0 {
             let (row, col) = (first / self.cols, first % self.cols);
             let most = (CHUNK / self.cols).max(1);
@@ -133,6 +170,8 @@ struct Product {
     rank: usize,
     scale: f32,
     cols: usize,
+    /// Row of the product that the first row of `up` makes.
+    first: usize,
     up: Vec<f32>,
     down: Vec<f32>,
     /// The columns of `down` that are wanted, each row filled up to whole strips.
@@ -144,16 +183,20 @@ fn padded(cols: usize) -> usize {
 }
 
 impl Product {
-    fn read(reader: &Reader<'_>, delta: &Delta) -> Result<Self, Error> {
-        let matrix = |factor: &Factor, elements: usize| -> Result<Vec<f32>, Error> {
-            let mut stored = vec![0; elements * factor.float.size()];
-            reader.read(factor.file, factor.offset, &mut stored)?;
-            let mut values = vec![0.0; elements];
+    /// What the product needs for some of its rows.
+    fn read(reader: &Reader<'_>, delta: &Delta, rows: Range<usize>) -> Result<Self, Error> {
+        let matrix = |factor: &Factor, elements: Range<usize>| -> Result<Vec<f32>, Error> {
+            let mut stored = vec![0; elements.len() * factor.float.size()];
+            let offset = factor.offset + (elements.start * factor.float.size()) as u64;
+            reader.read_kept(factor.file, offset, &mut stored)?;
+            let mut values = vec![0.0; elements.len()];
             widen(factor.float, &stored, &mut values);
             Ok(values)
         };
-        let (up, down) = (matrix(&delta.up, delta.rows * delta.rank)?, matrix(&delta.down, delta.rank * delta.cols)?);
-        Ok(Self { rank: delta.rank, scale: delta.scale, cols: delta.cols, up, down, panel: (0..0, Vec::new()) })
+        let up = matrix(&delta.up, rows.start * delta.rank..rows.end * delta.rank)?;
+        let down = matrix(&delta.down, 0..delta.rank * delta.cols)?;
+        let Delta { rank, scale, cols, .. } = *delta;
+        Ok(Self { rank, scale, cols, first: rows.start, up, down, panel: (0..0, Vec::new()) })
     }
 
     /// Adds the scaled product to a block's values.
@@ -169,7 +212,7 @@ impl Product {
         }
         let job = Dense { rows: block.rows, depth: self.rank, columns, a_stride: self.rank, c_stride: columns };
         let mut made = vec![0.0; block.rows * columns];
-        kernels().dense(&job, &self.up[block.row * self.rank..], &self.panel.1, &mut made);
+        kernels().dense(&job, &self.up[(block.row - self.first) * self.rank..], &self.panel.1, &mut made);
         for (values, made) in values.chunks_exact_mut(block.cols).zip(made.chunks_exact(columns)) {
             values.iter_mut().zip(made).for_each(|(w, d)| *w += self.scale * d);
         }

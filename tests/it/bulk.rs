@@ -282,3 +282,15 @@ fn a_quantized_directory_is_described() {
     assert!(!moe.keys().any(|name| name.ends_with(".scales") || name.ends_with(".biases")));
     assert_eq!(described("llama_q4_g64")["lm_head.weight"].0, "affine 4bit g64");
 }
+
+/// Names, lengths and times of two dense views are the same; their bytes are not.
+#[test]
+fn an_export_of_another_view_is_not_taken_for_this_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = golden("llama_src");
+    let target = dir.path().join("out");
+    assert!(bulk::export(&view(&source, "dense-4bit"), &target, &Silent).unwrap() > 0);
+    assert_eq!(bulk::export(&view(&source, "dense-4bit"), &target, &Silent).unwrap(), 0, "all there already");
+    let refused = bulk::export(&view(&source, "dense-8bit"), &target, &Silent).unwrap_err().to_string();
+    assert!(refused.contains("not empty"), "{refused}");
+}

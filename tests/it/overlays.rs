@@ -145,10 +145,14 @@ fn peft(random: &mut Random, module: &str, rank: usize, config: &str) -> (tempfi
 #[test]
 fn adapters_are_merged_before_anything_is_quantized() {
     let mut random = Random::new(1);
-    let config = r#"{"peft_type": "LORA", "r": 4, "lora_alpha": 8, "alpha_pattern": {"mlp.down_proj": 2}}"#;
+    let config =
+        r#"{"peft_type": "LORA", "r": 4, "lora_alpha": 8, "alpha_pattern": {"layers\\.[0-9]\\.mlp\\.d.*": 2}}"#;
     let (first, up, down) = peft(&mut random, UP, 4, config);
     let (second, more_up, more_down) = peft(&mut random, UP, 3, config);
     let (third, third_up, third_down) = peft(&mut random, "model.layers.0.mlp.down_proj", 4, config);
+    // What a trainer leaves beside its last word.
+    let (earlier, ..) = peft(&mut random, UP, 4, config);
+    fs::rename(earlier.path(), first.path().join("checkpoint-1")).unwrap();
     let merged = model(|all| {
         merge(all, &format!("{UP}.weight"), &[(&up, &down, 0.5 * 2.0), (&more_up, &more_down, 8.0 / 3.0)]);
         merge(all, "model.layers.0.mlp.down_proj.weight", &[(&third_up, &third_down, 0.5)]);
@@ -190,6 +194,18 @@ fn kohya_and_diffusers_name_modules_otherwise() {
     assert!(of(&kohya("down"), &kohya("up"), Some((&alpha, 1.0))) == expected(0.5));
     let diffusers = |part: &str| format!("{UP}.lora_{part}.weight");
     assert!(of(&diffusers("A"), &diffusers("B"), None) == expected(1.0));
+    // diffusers says alpha in the header, after the component's name.
+    let parts = [("A", vec![2, shape[1]], f32_bytes(&down)), ("B", vec![shape[0], 2], f32_bytes(&up))];
+    let named = parts.iter().map(|(part, shape, bytes)| {
+        (format!("transformer.{UP}.lora_{part}.weight"), TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap())
+    });
+    let said = r#"{"transformer.lora_alpha": 1, "transformer.r": 2}"#.to_owned();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("pytorch_lora_weights.safetensors");
+    safetensors::serialize_to_file(named, Some([("lora_adapter_metadata".to_owned(), said)].into()), &path).unwrap();
+    let beside = Beside { adapters: &[(&path, 1.0)], ..Beside::default() };
+    let ours = tensors(&files(&view(&golden(MODEL), "8bit", &beside).unwrap())["model.safetensors"]);
+    assert!(ours == expected(0.5));
 }
 
 #[test]
@@ -213,8 +229,29 @@ fn overrides_take_the_place_of_tensors() {
         let theirs = tensors(&files(&view(merged.path(), spec, &Beside::default()).unwrap())["model.safetensors"]);
         assert!(ours == theirs, "{spec}");
     }
-    let refused = view(&golden(MODEL), "dense-4bit", &beside).unwrap_err().to_string();
-    assert!(refused.contains("keeps the sizes"), "{refused}");
+    let half = dir.path().join("half.safetensors");
+    let bytes = vec![0; all[norm].2.len()];
+    write(&half, &Tensors::from([(norm.to_owned(), (Dtype::F16, norms, bytes))]));
+    for other in [&path, &half] {
+        let beside = Beside { overrides: &[other], ..Beside::default() };
+        let refused = view(&golden(MODEL), "dense-4bit", &beside).unwrap_err().to_string();
+        assert!(refused.contains("keeps the snapshot's dtypes"), "{refused}");
+    }
+}
+
+/// Queries, keys and values share a scale, whatever they are called.
+#[test]
+fn renames_part_no_siblings() {
+    let plain = view(&golden(MODEL), "ct-nvfp4", &Beside::default()).unwrap();
+    let beside = Beside { renames: &["*.q_proj.weight=*.query.weight"], ..Beside::default() };
+    let renamed = view(&golden(MODEL), "ct-nvfp4", &beside).unwrap();
+    let [plain, renamed] = [plain, renamed].map(|view| tensors(&files(&view)["model.safetensors"]));
+    let mut met = 0;
+    for (name, tensor) in &plain {
+        met += usize::from(name.contains(".q_proj."));
+        assert!(renamed[&name.replace(".q_proj.", ".query.")] == *tensor, "{name}");
+    }
+    assert!(met > 3);
 }
 
 #[test]

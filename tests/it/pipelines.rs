@@ -138,6 +138,7 @@ fn checkpoint(path: &Path, prefixes: [&str; 3]) {
     all.push((format!("{vae}decoder.conv_in.weight"), vec![16, 4, 3, 3]));
     all.push((format!("{vae}decoder.mid.attn_1.q.weight"), vec![64, 64]));
     all.push(("alphas_cumprod".to_owned(), vec![8]));
+    all.push(("text_encoders.clip_l.logit_scale".to_owned(), vec![1]));
     let all: Vec<(&str, &[usize])> = all.iter().map(|(name, shape)| (name.as_str(), shape.as_slice())).collect();
     write(path, &all);
 }
@@ -178,7 +179,7 @@ fn an_all_in_one_checkpoint_is_shown_whole_or_as_components() {
         assert!(names(&shown[expected[0]]).contains("model.layers.0.mlp.up_proj.scales"));
         assert_eq!(names(&shown[expected[2]]).len(), 2);
         let report = split.plan().warnings.join("\n");
-        for said in ["alphas_cumprod", "no decoder.conv_out.weight", "model_index.json"] {
+        for said in ["alphas_cumprod", "logit_scale", "no decoder.conv_out.weight", "model_index.json"] {
             assert!(report.contains(said), "{report}");
         }
     }

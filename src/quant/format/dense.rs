@@ -99,6 +99,11 @@ impl Scheme for Dense {
         narrow(band.float, &values, shown);
     }
 
+    /// The cast elements, parts that are no longer than these, the values, and their bytes once more.
+    fn scratch(&self, elements: usize) -> usize {
+        elements * (2 * self.computed.size() + 2 * size_of::<f32>())
+    }
+
     fn decode(&self, parts: &[&[u8]], float: Float, _: usize, out: &mut [f32]) {
         let [shown] = parts else { panic!("a dense weight has one part, not {}", parts.len()) };
         super::widen(float, shown, out);
