@@ -28,6 +28,8 @@ def write(spec, model, source, target):
         contents |= made
         if len(made) == 1 and tensor.ndim == 2 and "embed_tokens" not in name:
             dense.append(name.removesuffix(".weight"))
+    # A list replaces the default: an output layer that shares the embedding's weight is one of the model's all the same.
+    dense += ["lm_head"] * ("lm_head" not in dense)
     block = {"activation_scheme": "dynamic", "modules_to_not_convert": dense, "quant_method": "fp8", "weight_block_size": [128, 128]}
     checkpoint.write(target, source, contents, {"": block})
 
