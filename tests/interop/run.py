@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import traceback
@@ -132,6 +133,8 @@ def read_by(format, label, case, expected, plain_output):
     row.tallies["decoded"] = tally
     if got is not None and got.output is not None and plain_output is not None:
         off, bound = compare.relative(plain_output, got.output), format.bound(spec, label)
+        # Which experts are chosen is a step: a rounding on its edge moves an output by a whole expert.
+        bound *= 4 if "moe" in model else 1
         row.logits = "equal" if off == 0 else f"{off:.1e} (<= {bound:g})"
         row.tallies["logits"] = compare.Tally()
         row.tallies["logits"].add(off <= bound, f"off by {off:.2e} from the dense view's, {bound:g} allowed")
@@ -167,7 +170,9 @@ def rows(format, case):
     if decoded is None:
         files.tallies["decoded"] = compare.Tally(0, 1, f"the library's decoder cannot read the view: {error}")
         return [files]
-    files.tallies["dense"], output = measured(format, model, rounded(given, decoded), unpacked)
+    output = None
+    if getattr(format, "DENSE", True):
+        files.tallies["dense"], output = measured(format, model, rounded(given, decoded), unpacked)
     return [files, *(read_by(format, label, case, given | decoded, output) for label in format.LOADERS)]
 
 
@@ -213,6 +218,28 @@ def chosen(arguments, served):
             asked = name in arguments or spec in arguments
             if asked or not arguments and name in served:
                 yield module, spec
+
+
+def apart(names, arguments):
+    """Each format in a process of its own: a library that patches another's classes changes what that one writes."""
+    rows, totals, status = [], [0, 0, 0], 0
+    for name in names:
+        with tempfile.TemporaryDirectory(prefix="quantfs-interop-") as made:
+            kept = Path(made, "rows.json")
+            own = [word for word in arguments.format if word.split("-")[0] == name] or [name]
+            command = [sys.executable, "-B", __file__, *own, "--json", kept]
+            command += [word for model in arguments.model or () for word in ("--model", model)]
+            command += ["--stand-in"] * arguments.stand_in + (["--fault", arguments.fault] if arguments.fault else [])
+            with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+                *_, last = [print(line, end="", flush=True) or line for line in child.stdout] or [""]
+            counts = re.fullmatch(r"(\d+) passed, (\d+) failed, (\d+) skipped\n", last)
+            totals = [a + int(b) for a, b in zip(totals, counts.groups() if counts else (0, 1, 0))]
+            status |= child.returncode != 0
+            rows += json.loads(kept.read_text())["rows"] if kept.exists() else []
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"versions": versions(), "rows": rows}, indent=1) + "\n")
+    print("{} passed, {} failed, {} skipped".format(*totals))
+    return status
 
 
 def versions():

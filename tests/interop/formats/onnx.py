@@ -16,6 +16,8 @@ import loaders
 STORE = graph
 LIBRARY = ("onnxruntime", version("onnxruntime"))
 MODELS = ("onnx-layers",)
+# Values of a model's graph are not shown dense.
+DENSE = False
 # spec -> bits, block, symmetric
 SCHEMES = {
     "onnx-4bit-g32": (4, 32, True),
