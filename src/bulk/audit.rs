@@ -71,10 +71,14 @@ pub fn audit(directory: &Path, progress: &dyn Progress) -> Result<Audit, Error> 
     let mut found = Audit { faults, ..Audit::default() };
     let mut statements: BTreeMap<&Path, Statements> = BTreeMap::new();
     models.iter().for_each(|model| models::check(model, &mut found));
+    let manifest = or_fault(stated::manifest(directory), &mut found);
     for (at, here) in &held {
         check_indexes(at, here, &mut found)?;
         let config = or_fault(stated::config(at), &mut found).map(|config| (config.statements(), config));
         let mut said = config.as_ref().map_or_else(Statements::default, |(said, _)| said.clone());
+        if let Some(manifest) = &manifest {
+            manifest.tell(&at.strip_prefix(directory).unwrap_or(at).to_string_lossy(), &mut said);
+        }
         found.faults.extend(stated::add_states(here, &mut said)?);
         recognized::check(here, &said, &mut found)?;
         statements.insert(at, said);
@@ -87,7 +91,7 @@ pub fn audit(directory: &Path, progress: &dyn Progress) -> Result<Audit, Error> 
             found.faults.push(format!("{}/config.json: says quantized, but no tensor has scales", at.display()));
         }
     }
-    if let Some(manifest) = or_fault(stated::manifest(directory), &mut found) {
+    if let Some(manifest) = &manifest {
         for layer in manifest.layers() {
             let at = directory.join(layer.dir);
             match held.get(&at) {

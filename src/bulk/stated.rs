@@ -71,6 +71,11 @@ impl Document {
         all
     }
 
+    /// Adds what a manifest says of the modules of a component.
+    pub(super) fn tell(&self, component: &str, all: &mut Statements) {
+        all.add_manifest(&self.value, component);
+    }
+
     /// Whether `config.json` says that its weights are quantized.
     pub(super) fn is_quantized(&self) -> bool {
         self.value.get("quantization").is_some_and(Value::is_object)

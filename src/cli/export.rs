@@ -59,9 +59,13 @@ pub fn run(args: &Export, out: &mut dyn Write) -> Result<(), Failure> {
     if args.json {
         let facts = serde_json::json!({
             "spec": plan.spec, "source": plan.source, "dir": args.dir, "files": plan.files.len(), "bytes_written": written, "seconds": seconds,
+            "warnings": plan.warnings,
         });
         writeln!(out, "{facts}")?;
     } else {
+        for warning in &plan.warnings {
+            writeln!(out, "warning: {warning}")?;
+        }
         let dir = args.dir.display();
         let done = match written {
             0 => "all there already".to_owned(),

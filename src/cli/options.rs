@@ -84,8 +84,12 @@ impl ViewArgs {
             return Ok((base.into(), options));
         }
         let adapters: Vec<(&str, f32)> = self.loras.iter().map(|text| scaled(text)).collect::<Result<_, _>>()?;
-        let paths = self.overrides.iter().map(String::as_str).chain(adapters.iter().map(|(path, _)| *path));
-        let beside = paths.map(|path| source::open(path, caches)).collect::<Result<Vec<_>, _>>()?;
+        let overrides = self.overrides.iter().map(|path| ("--override", path.clone()));
+        let paths = overrides.chain(adapters.iter().map(|(path, _)| ("--lora", with_config(path))));
+        let open = |(flag, path): (&str, String)| {
+            source::open(&path, caches).map_err(|e| Error::Spec(format!("{flag} {path}: {e}")))
+        };
+        let beside = paths.map(open).collect::<Result<Vec<_>, _>>()?;
         let (joined, mut files) = Joined::new(base, beside)?;
         let files_of_adapters = files.split_off(self.overrides.len());
         let overrides = self.overrides.iter().zip(files);
@@ -128,6 +132,17 @@ impl ViewArgs {
             split: self.split,
             ..Options::new(spec)
         })
+    }
+}
+
+/// The directory of PEFT's weights where these are named and their config lies beside them.
+fn with_config(path: &str) -> String {
+    let file = Path::new(path);
+    let dir = file.parent().filter(|_| file.file_name().is_some_and(|name| name == "adapter_model.safetensors"));
+    let dir = dir.map(|dir| if dir.as_os_str().is_empty() { Path::new(".") } else { dir });
+    match dir.filter(|dir| dir.join("adapter_config.json").is_file()) {
+        Some(dir) => dir.to_string_lossy().into_owned(),
+        None => path.to_owned(),
     }
 }
 

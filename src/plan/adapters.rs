@@ -133,6 +133,16 @@ pub(crate) fn apply(
             (place.file, place.offset) = (file, tensor.range.start);
             matched += 1;
         }
+        if modules.is_empty() {
+            return Err(refuse("no low-rank factors are in it; --override takes whole tensors".to_owned()));
+        }
+        if config.is_null() && modules.values().any(|module| module.alpha.is_none()) {
+            warnings.push(format!(
+                "--lora {}: nobody says its alpha (adapter_config.json does, where there is one): it is merged as if that \
+                 were its rank",
+                adapter.text
+            ));
+        }
         if matched == 0 {
             let why = "nothing of it belongs to a tensor of the snapshot";
             return Err(refuse(format!("{why} ({}); is it for another model?", listed(&missing))));

@@ -183,7 +183,7 @@ impl<'a> Builder<'a> {
                 dtype: info.dtype,
                 shape: info.shape.clone(),
                 becomes,
-                why,
+                why: told(&why, set, std::iter::once(place)),
                 bytes_before: bytes,
                 bytes_after: bytes,
                 sources: vec![info.name.clone()],
@@ -386,7 +386,7 @@ impl<'a> Builder<'a> {
             dtype,
             shape: tensor.info.shape.clone(),
             becomes: decision.stored.as_ref().map_or_else(dense, |s| s.spec.to_string()),
-            why: decision.why.clone(),
+            why: told(&decision.why, set, tensor.from.iter().map(|slice| &set.places[slice.tensor])),
             bytes_before: tensor.from.iter().map(read).sum(),
             bytes_after,
             sources: names,
@@ -448,6 +448,19 @@ impl<'a> Builder<'a> {
             reasons.join("; ")
         )
     }
+}
+
+/// Why, and what lies beside the source and goes into it.
+fn told<'p>(why: &str, set: &Set, places: impl Iterator<Item = &'p Place>) -> String {
+    let (mut adapted, mut overridden) = (false, false);
+    for place in places {
+        adapted |= !place.deltas.is_empty();
+        overridden |= place.file != set.shards[place.shard].file;
+    }
+    let notes = [(adapted, "adapted"), (overridden, "overridden")].into_iter().filter(|(so, _)| *so);
+    let all: Vec<&str> =
+        Some(why).filter(|why| !why.is_empty()).into_iter().chain(notes.map(|(_, note)| note)).collect();
+    all.join("; ")
 }
 
 /// A tensor without elements lies nowhere in particular.

@@ -239,7 +239,13 @@ fn globs<'a>(patterns: impl IntoIterator<Item = &'a str>) -> Result<globset::Glo
 
 fn no_weights(source: &dyn Source, hidden: &[String]) -> String {
     let twin = hidden.iter().find(|p| [".bin", ".pth", ".pt", ".gguf", ".ckpt"].iter().any(|s| p.ends_with(s)));
+    let graph = source.entries()[..source.tree()].iter().find(|entry| entry.path.ends_with(".onnx"));
     let hint = match twin {
+        None if graph.is_some() => {
+            "; it has ONNX models, which `--spec onnx-4bit` shows quantized where their weights are \
+                                    external data"
+                .to_owned()
+        }
         Some(twin) => format!("; it has {twin}, which is no safetensors: convert it first"),
         None => "; a model directory in the Hugging Face layout was expected".to_owned(),
     };
@@ -257,7 +263,10 @@ fn refuse_manifest(source: &dyn Source) -> Result<(), Error> {
 }
 
 fn malformed(source: &dyn Source, file: FileId, what: Malformed) -> Error {
-    Error::Malformed { file: full(source, path_of(source, file)), what }
+    let path = path_of(source, file);
+    // What lies beside the tree is called by its own path.
+    let beside = file.0 as usize >= source.tree();
+    Error::Malformed { file: if beside { path.to_owned() } else { full(source, path) }, what }
 }
 
 /// Why a header could not be had.

@@ -89,7 +89,7 @@ fn kept_in_full<'c>(component: &Component<'c>, tensor: &Arranged) -> Option<&'c 
 }
 
 /// `quantization_config` as `BitsAndBytesConfig` writes it, with all its keys.
-fn block(scheme: &Value, computed: Float, skipped: Vec<String>) -> Value {
+fn block(scheme: &Value, computed: Float, skipped: Option<Vec<String>>) -> Value {
     let four = scheme.get("load_in_4bit").is_some();
     let said = |key: &str, default: Value| scheme.get(key).cloned().unwrap_or(default);
     let pairs = [
@@ -101,7 +101,7 @@ fn block(scheme: &Value, computed: Float, skipped: Vec<String>) -> Value {
         ("bnb_4bit_use_double_quant", said("bnb_4bit_use_double_quant", json!(false))),
         ("llm_int8_enable_fp32_cpu_offload", json!(false)),
         ("llm_int8_has_fp16_weight", json!(false)),
-        ("llm_int8_skip_modules", if skipped.is_empty() { Value::Null } else { json!(skipped) }),
+        ("llm_int8_skip_modules", json!(skipped)),
         ("llm_int8_threshold", json!(6.0)),
         ("load_in_4bit", json!(four)),
         ("load_in_8bit", json!(!four)),
@@ -110,8 +110,8 @@ fn block(scheme: &Value, computed: Float, skipped: Vec<String>) -> Value {
     Value::Object(pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect::<Map<_, _>>())
 }
 
-/// Layers that the loader must be told to leave; none where it leaves all of them by itself.
-fn skipped(component: &Component<'_>, decided: &[Decided<'_>]) -> Vec<String> {
+/// Layers that the loader must be told to leave; `None` where it leaves just these by itself.
+fn skipped(component: &Component<'_>, decided: &[Decided<'_>]) -> Option<Vec<String>> {
     let dense: Vec<String> = hf::dense_layers(component, decided)
         .into_iter()
         .filter(|module| !module.split('.').any(|part| part == "experts"))
@@ -119,7 +119,10 @@ fn skipped(component: &Component<'_>, decided: &[Decided<'_>]) -> Vec<String> {
     // Diffusers skips nothing by itself.
     let of_diffusers = component.config.is_some_and(|config| config.get("_class_name").is_some());
     let known = |module: &String| !of_diffusers && (is_output(module) || is_router(module, decided));
-    if dense.iter().all(known) { vec![] } else { dense }
+    // What it would leave by itself, and must not: a list, be it empty, takes the place of its own.
+    let taken = decided.iter().filter(|d| d.facts.is_some()).filter_map(|d| d.tensor.module());
+    let usual = dense.iter().all(known) && !taken.into_iter().any(is_output);
+    (!usual).then_some(dense)
 }
 
 /// The output layers that transformers finds: a language model's, and that of a text encoder with a projection.

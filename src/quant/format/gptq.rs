@@ -84,7 +84,7 @@ impl Format for Gptq {
     }
 
     fn notes(&self) -> &'static str {
-        "round to nearest; transformers reads no experts and no mixed rules; dense tensors keep their dtype \
+        "round to nearest; transformers reads no experts, no mixed rules and no quantized lm_head, gptqmodel does; dense tensors keep their dtype \
          (`--dtype float16` for loaders that compute in nothing else); asym: v2 for gptqmodel, v1 has zero points from 1"
     }
 }
