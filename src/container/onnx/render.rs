@@ -57,7 +57,7 @@ pub struct Part {
 /// initializers follow the old ones, attributes are sorted, the operators' domain is imported.
 ///
 /// # Errors
-/// Those of [`parse`]; none for bytes that were parsed.
+/// Those of [`parse`](super::parse); none for bytes that were parsed.
 ///
 /// # Panics
 /// If `model` or `edits` are another model's.

@@ -1,5 +1,5 @@
 //! onnxruntime's `MatMulNBits`: weights in the layout of its operator, and models whose products are
-//! that operator. The arithmetic is [`matmul_nbits`](super::matmul_nbits).
+//! that operator. The arithmetic is [`super::matmul_nbits`].
 
 use std::sync::Arc;
 

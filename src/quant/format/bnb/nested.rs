@@ -2,7 +2,7 @@
 //!
 //! Parts: `.weight.absmax` (U8 `[blocks]`), `.weight.nested_absmax` (F32, one for 256 of them), the constant
 //! `.weight.nested_quant_map`, and the state, which holds the mean (`nested_offset`): what depends on all of the
-//! weight and has no fixed length, so that spaces fill the text up to [`STATE_LEN`] bytes. Loaders parse it as JSON.
+//! weight and has no fixed length, so that spaces fill the text up to `STATE_LEN` bytes. Loaders parse it as JSON.
 //!
 //! The mean is torch's on one thread, bit for bit: sums of 8 lanes in 4 rows, cascaded over 4 levels
 //! (`aten/src/ATen/native/cpu/SumKernel.cpp`). From 32768 magnitudes on (2 Mi elements) torch shares a sum among
