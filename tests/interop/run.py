@@ -259,6 +259,10 @@ def main():
     arguments = parser.parse_args()
     # Ended from outside, it unmounts and clears away all the same.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    served = set(formats.NAMES) if arguments.stand_in else mounts.formats()
+    asked = [name for name in formats.NAMES if any(word.split("-")[0] == name for word in arguments.format) or not arguments.format and name in served]
+    if len(asked) > 1:
+        return apart(asked, arguments)
     with tempfile.TemporaryDirectory(prefix="quantfs-interop-work-") as place:
         return compared(arguments, Path(place))
 

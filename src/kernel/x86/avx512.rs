@@ -4,9 +4,12 @@
 
 use crate::kernel::Isa;
 
-use super::{encode, maddubs, rows, rows256, sixteen::Avx512, spread, tile, vnni};
+use super::{avx2, encode, maddubs, rows, rows256, sixteen::Avx512, spread, tile, vnni};
 
 super::instances!(Isa::Avx512, "avx512f,avx512bw,avx512dq,avx512vl", Avx512, 4 x 4);
+
+/// Groups that are longer than this are found in narrower registers.
+const LONG: usize = 32;
 
 /// Private to `x86`, which hands it out where the features were detected.
 #[expect(unsafe_code, reason = "calls from undetected to detected code")]
@@ -18,6 +21,14 @@ const TABLE: Kernels = Kernels {
     quantize_micro: |job, src, codes, scales| {
         // SAFETY: as above.
         unsafe { encode::micro::quantize(job, src, [codes, scales], BODIES.quantize_micro) }
+    },
+    // Long groups, and blocks, run faster as the compiler makes them for narrower registers.
+    quantize_blocks: |job, row, codes, scales, zeros| {
+        (avx2::KERNELS.quantize_blocks)(job, row, codes, scales, zeros);
+    },
+    quantize_scaled: |job, given, src, out| {
+        let table = if job.group > LONG { &avx2::KERNELS } else { &BODIES };
+        (table.quantize_scaled)(job, given, src, out);
     },
     spread: |bits, src, distance, out| {
         if is_x86_feature_detected!("avx512vbmi") {
