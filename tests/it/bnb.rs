@@ -1,6 +1,6 @@
 //! bitsandbytes and blockwise fp8 against their own quantizers (`tests/golden/{bnb,fp8}`).
 
-use std::{collections::BTreeMap, fs, sync::Arc};
+use std::{collections::BTreeMap, fs, path::Path, sync::Arc};
 
 use quantfs::{
     kernel::{Cast, kernels},
@@ -9,7 +9,9 @@ use quantfs::{
     tensor::{Dtype, Float, Rows, TensorInfo},
 };
 use safetensors::SafeTensors;
-use serde_json::Value;
+use serde_json::{Value, json};
+
+use crate::common::views;
 
 type Tensors = BTreeMap<String, (TensorInfo, Vec<u8>)>;
 
@@ -322,4 +324,21 @@ fn decoding_is_the_references() {
     let bytes: Vec<u8> = out.iter().flat_map(|w| w.to_le_bytes()).collect();
     kernels().cast(&Cast { from: Float::F32, to: Float::Bf16, plus_one: false }, &bytes, &mut rounded);
     assert!(rounded == read("bnb/decoded")["nf4-dq"].1, "the values that dequantize_4bit gives");
+}
+
+/// What transformers leaves dense by itself need not be listed; a list, be it empty, takes the place of that.
+#[test]
+fn layers_to_leave_are_listed_where_the_loader_would_not_know() {
+    let model = format!("{}/tests/golden/mlx_lm/llama_src", env!("CARGO_MANIFEST_DIR"));
+    let skipped = |spec: &str, rules: &[&str]| {
+        let view = views::view_of(Path::new(&model), spec, rules).unwrap();
+        let config: Value = serde_json::from_slice(&views::files(&view)["config.json"]).unwrap();
+        config["quantization_config"]["llm_int8_skip_modules"].clone()
+    };
+    let up = "model.layers.0.mlp.up_proj";
+    for (spec, scheme) in [("bnb-nf4", "nf4"), ("bnb-nf4-dq", "nf4-dq"), ("bnb-int8", "int8")] {
+        assert_eq!(skipped(spec, &[]), Value::Null, "{spec}");
+        assert_eq!(skipped(spec, &[&format!("lm_head={scheme}")]), json!([]), "{spec}");
+        assert_eq!(skipped(spec, &[&format!("{up}=source")]), json!([up, "lm_head"]), "{spec}");
+    }
 }

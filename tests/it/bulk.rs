@@ -10,22 +10,18 @@ use std::{
 use quantfs::{
     bulk::{self, Silent},
     container::safetensors,
-    plan::{self, Options, Parts, Spec},
-    source::{self, Caches, Source},
     tensor::{Dtype, TensorInfo},
-    view::{self, Engine, View},
+    view::View,
 };
+
+use crate::common::views;
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/mlx_lm").join(name)
 }
 
 fn view(path: &Path, spec: &str) -> Arc<View> {
-    crate::common::tables::select_kernels();
-    let source: Arc<dyn Source> = source::open(path.to_str().unwrap(), &Caches { hub: vec![] }).unwrap().into();
-    let options = Options::new(Spec::parse(Some(spec), &Parts::default()).unwrap());
-    let plan = plan::build(source.as_ref(), &options).unwrap();
-    View::new(Arc::new(plan), source, Engine::new(view::Options::default()).unwrap())
+    views::view_of(path, spec, &[]).unwrap()
 }
 
 /// A copy of what mlx_lm wrote, to be spoilt.
@@ -293,4 +289,16 @@ fn an_export_of_another_view_is_not_taken_for_this_one() {
     assert_eq!(bulk::export(&view(&source, "dense-4bit"), &target, &Silent).unwrap(), 0, "all there already");
     let refused = bulk::export(&view(&source, "dense-8bit"), &target, &Silent).unwrap_err().to_string();
     assert!(refused.contains("not empty"), "{refused}");
+}
+
+/// Codes in bytes have two readings; the manifest tells, wherever no config does.
+#[test]
+fn what_a_manifest_alone_says_is_believed_by_an_audit() {
+    let dir = tempfile::tempdir().unwrap();
+    for spec in ["onnx-4bit", "onnx-8bit-g16-asym", "sym-int8"] {
+        let target = dir.path().join(spec);
+        bulk::export(&view(&golden("llama_src"), spec), &target, &Silent).unwrap();
+        let audit = bulk::audit(&target, &Silent).unwrap();
+        assert!(audit.is_sound() && audit.quantized > 10, "{spec}: {audit:?}");
+    }
 }

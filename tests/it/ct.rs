@@ -4,29 +4,16 @@ use std::{collections::BTreeMap, fs, path::Path, sync::Arc};
 
 use quantfs::{
     bulk::{self, Silent},
-    plan::{self, Options, Parts, Rule, Spec},
     quant::{
         Axis, Banding, Content, FORMATS, Format, Module, Part, Scheme, Weight, recognize::recognize, stated::Stated,
     },
     runtime::Weights,
-    source::{self, Caches, Source},
     tensor::{Dtype, Float, Rows, TensorInfo},
-    view::{self, Engine, View},
+    view::View,
 };
-use safetensors::SafeTensors;
 use serde_json::{Value, json};
 
-use crate::common::tables::select_kernels;
-
-type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
-
-fn read(path: &str) -> Tensors {
-    select_kernels();
-    let path = format!("{}/tests/golden/{path}.safetensors", env!("CARGO_MANIFEST_DIR"));
-    let bytes = fs::read(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
-    let file = SafeTensors::deserialize(&bytes).unwrap();
-    file.tensors().into_iter().map(|(n, t)| (n, (t.dtype(), t.shape().to_vec(), t.data().to_vec()))).collect()
-}
+use crate::common::views::{self, Tensors, golden as read};
 
 /// `4bit-g64-asym` as a scheme of ct; options that are not said are the first ones.
 fn scheme(spec: &str) -> Arc<dyn Scheme> {
@@ -195,13 +182,8 @@ fn decoding_is_the_librarys() {
 
 /// A view of a small Llama whose rows of 64 and 128 columns fit some groups and not others.
 fn view(spec: &str, rules: &[&str]) -> Arc<View> {
-    select_kernels();
     let path = format!("{}/tests/golden/mlx_lm/llama_src", env!("CARGO_MANIFEST_DIR"));
-    let source: Arc<dyn Source> = source::open(&path, &Caches { hub: vec![] }).unwrap().into();
-    let mut options = Options::new(Spec::parse(Some(spec), &Parts::default()).unwrap());
-    options.rules = rules.iter().map(|rule| Rule::parse(rule, &options.spec).unwrap()).collect();
-    let plan = plan::build(source.as_ref(), &options).unwrap();
-    View::new(Arc::new(plan), source, Engine::new(view::Options::default()).unwrap())
+    views::view_of(Path::new(&path), spec, rules).unwrap()
 }
 
 fn exported(spec: &str, rules: &[&str]) -> tempfile::TempDir {

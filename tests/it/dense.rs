@@ -4,50 +4,22 @@ use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
-    sync::Arc,
 };
 
 use quantfs::{
-    plan::{self, Error, Options, Parts, Plan, Rule, Spec},
+    plan::{self, Options, Parts, Spec},
     runtime::Weights,
-    source::{self, Caches, Source},
-    tensor::TensorInfo,
-    view::{self, Engine, View},
 };
 
-use crate::common::headers::header;
+use crate::common::views::{self, tensors};
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/mlx_lm").join(name)
 }
 
-fn planned(source: &dyn Source, spec: &str, rules: &[&str]) -> Result<Plan, Error> {
-    crate::common::tables::select_kernels();
-    let mut options = Options::new(Spec::parse(Some(spec), &Parts::default())?);
-    options.rules = rules.iter().map(|rule| Rule::parse(rule, &options.spec)).collect::<Result<_, _>>()?;
-    plan::build(source, &options)
-}
-
 /// The files of a view by path.
 fn files(path: &Path, spec: &str, rules: &[&str]) -> BTreeMap<String, Vec<u8>> {
-    let source: Arc<dyn Source> = source::open(path.to_str().unwrap(), &Caches { hub: vec![] }).unwrap().into();
-    let plan = planned(source.as_ref(), spec, rules).unwrap();
-    let view = View::new(Arc::new(plan), source, Engine::new(view::Options::default()).unwrap());
-    let read = |(number, file): (usize, &plan::File)| {
-        let mut bytes = vec![0; usize::try_from(file.len).unwrap()];
-        assert_eq!(view.read_at(number, 0, &mut bytes).unwrap(), bytes.len());
-        (file.path.clone(), bytes)
-    };
-    view.plan().files.iter().enumerate().map(read).collect()
-}
-
-/// Tensors of a file by name.
-fn tensors(file: &[u8]) -> BTreeMap<String, (TensorInfo, Vec<u8>)> {
-    let found = header(file).unwrap().tensors;
-    let bytes = |range: &std::ops::Range<u64>| {
-        file[usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap()].to_vec()
-    };
-    found.into_iter().map(|t| (t.info.name.clone(), (t.info, bytes(&t.range)))).collect()
+    views::files(&views::view_of(path, spec, rules).unwrap())
 }
 
 /// Values as bf16, in which MLX computes them: they are exact.
@@ -65,7 +37,7 @@ fn check(source: &str, quantized: &str, spec: &str) -> usize {
     let (before, after) = (tensors(&original), tensors(&shown["model.safetensors"]));
     assert_eq!(original.len(), shown["model.safetensors"].len());
     let mut rounded = 0;
-    for (name, (info, bytes)) in &after {
+    for (name, (dtype, shape, bytes)) in &after {
         let module = name.strip_suffix(".weight").unwrap_or(name);
         let values = match module.split_once(".experts.") {
             Some((layer, expert)) => {
@@ -75,12 +47,12 @@ fn check(source: &str, quantized: &str, spec: &str) -> usize {
             }
             None => weights.linear(module).ok().filter(|l| l.is_quantized()).map(|layer| layer.dequantize()),
         };
-        assert_eq!(info, &before[name].0);
+        assert_eq!((dtype, shape), (&before[name].0, &before[name].1));
         if let Some(values) = values {
             assert!(*bytes == to_bf16(&values), "{name}");
-            rounded += usize::from(*bytes != before[name].1);
+            rounded += usize::from(*bytes != before[name].2);
         } else {
-            assert!(*bytes == before[name].1, "{name} stays what it is");
+            assert!(*bytes == before[name].2, "{name} stays what it is");
         }
     }
     rounded
@@ -120,8 +92,8 @@ fn specs_of_values_are_spelt_and_refused() {
         let error = spell(text).unwrap_err().to_string();
         assert!(error.contains(why), "{text}: {error}");
     }
-    let source = source::open(golden("llama_src").to_str().unwrap(), &Caches { hub: vec![] }).unwrap();
-    let error = planned(source.as_ref(), "4bit", &["lm_head=dense-8bit"]).unwrap_err().to_string();
+    let source = views::open(&golden("llama_src"));
+    let error = views::options("4bit", &["lm_head=dense-8bit"]).unwrap_err().to_string();
     assert!(error.contains("stores weights quantized"), "{error}");
     let spec = Spec::parse(Some("dense-4bit"), &Parts::default()).unwrap();
     let options = Options { shard_size: Some(1 << 20), ..Options::new(spec) };
@@ -135,11 +107,11 @@ fn a_tensors_one_scale_is_found_before_it_is_shown() {
     let shown = files(&golden("llama_src"), "dense-sym-int8-tensor", &[]);
     let original = tensors(&fs::read(golden("llama_src").join("model.safetensors")).unwrap());
     let mut checked = 0;
-    for (name, (_, bytes)) in tensors(&shown["model.safetensors"]) {
+    for (name, (_, _, bytes)) in tensors(&shown["model.safetensors"]) {
         let wide = |bytes: &[u8]| -> Vec<f32> {
             bytes.chunks(2).map(|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect()
         };
-        let (before, after) = (wide(&original[&name].1), wide(&bytes));
+        let (before, after) = (wide(&original[&name].2), wide(&bytes));
         if before == after {
             continue;
         }

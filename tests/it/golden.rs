@@ -1,24 +1,17 @@
 //! The bytes of the reference libraries, from `tests/golden/mlx` (its PROVENANCE says who made them).
 
-use std::{collections::BTreeMap, fs};
+use std::collections::BTreeMap;
 
 use quantfs::{
     kernel::{Cast, kernels},
     quant::{FORMATS, Format, Scheme, Weight},
     tensor::{Dtype, Float, Rows},
 };
-use safetensors::SafeTensors;
 
-use crate::common::tables::select_kernels;
-
-type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
+use crate::common::views::{self, Tensors};
 
 fn read(name: &str) -> Tensors {
-    select_kernels();
-    let path = format!("{}/tests/golden/mlx/{name}.safetensors", env!("CARGO_MANIFEST_DIR"));
-    let bytes = fs::read(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
-    let file = SafeTensors::deserialize(&bytes).unwrap();
-    file.tensors().into_iter().map(|(n, t)| (n, (t.dtype(), t.shape().to_vec(), t.data().to_vec()))).collect()
+    views::golden(&format!("mlx/{name}"))
 }
 
 fn format(name: &str) -> &'static dyn Format {

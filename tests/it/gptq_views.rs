@@ -6,10 +6,10 @@ use std::{fs, path::Path, sync::Arc};
 use quantfs::{
     bulk::{self, Silent},
     kernel::Rule,
-    plan::{self, Options, Origin, Parts, Piece, Plan, Planned, Rule as PlanRule, Spec},
+    plan::{self, Origin, Piece, Plan, Planned},
     quant::{Scheme, Weight, format::columns::Columns},
     runtime::Weights,
-    source::{self, Caches, FileId, Source},
+    source::{FileId, Source},
     tensor::{Dtype, Float},
     view::{self, Engine, View},
 };
@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 
 use crate::common::{
     memory::{Layout, Memory, Random, materialize, run},
+    views,
     written::{Written, tensor, values, write},
 };
 
@@ -43,24 +44,12 @@ fn model(dir: &Path) {
     fs::write(dir.join("config.json"), LLAMA).unwrap();
 }
 
-fn planned(dir: &Path, spec: &str, rules: &[&str]) -> (Arc<dyn Source>, Result<Plan, plan::Error>) {
-    let source: Arc<dyn Source> = source::open(dir.to_str().unwrap(), &Caches { hub: vec![] }).unwrap().into();
-    let spec = Spec::parse(Some(spec), &Parts::default()).unwrap();
-    let rules = rules.iter().map(|rule| PlanRule::parse(rule, &spec).unwrap()).collect();
-    let plan = plan::build(source.as_ref(), &Options { rules, ..Options::new(spec) });
-    (source, plan)
-}
-
 fn view(dir: &Path, spec: &str, rules: &[&str]) -> Arc<View> {
-    let (source, plan) = planned(dir, spec, rules);
-    View::new(Arc::new(plan.unwrap()), source, Engine::new(view::Options::default()).unwrap())
+    views::view_of(dir, spec, rules).unwrap()
 }
 
 fn block(view: &Arc<View>) -> Value {
-    let number = view.plan().files.iter().position(|f| f.path == "config.json").unwrap();
-    let mut bytes = vec![0; usize::try_from(view.plan().files[number].len).unwrap()];
-    view.read_at(number, 0, &mut bytes).unwrap();
-    serde_json::from_slice::<Value>(&bytes).unwrap()["quantization_config"].clone()
+    serde_json::from_slice::<Value>(&views::files(view)["config.json"]).unwrap()["quantization_config"].clone()
 }
 
 #[test]
@@ -95,7 +84,7 @@ fn configs_say_what_is_quantized_and_how() {
 fn what_configs_cannot_say_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     model(dir.path());
-    let refused = |spec, rule| planned(dir.path(), spec, &[rule]).1.unwrap_err().to_string();
+    let refused = |spec, rule| views::view_of(dir.path(), spec, &[rule]).unwrap_err().to_string();
     let versions = refused("gptq", "*up_proj=4bit-g128-v2");
     assert!(versions.contains("up_proj") && versions.contains("checkpoint_format"), "{versions}");
     let groups = refused("awq", "*up_proj=4bit-g32");
@@ -213,7 +202,8 @@ fn little_more_of_the_source_is_read_than_is_encoded() {
         fs::write(&path, &rendered.preamble).unwrap();
         fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(rendered.len).unwrap();
         fs::write(dir.path().join("config.json"), LLAMA).unwrap();
-        let (source, plan) = planned(dir.path(), "gptq", &[]);
+        let source: Arc<dyn Source> = views::open(dir.path()).into();
+        let plan = plan::build(source.as_ref(), &views::options("gptq", &[]).unwrap());
         let plan = plan.unwrap();
         let weight = &plan.weights[0];
         let made = weight.parts[0].len() / weight.tiles().max(1);

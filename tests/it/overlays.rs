@@ -1,20 +1,22 @@
 //! Overrides, adapters and renames: a view of a merged model, without the merged model.
 
 use std::{
-    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use quantfs::{
-    plan::{self, Adapter, Error, Options, Override, Parts, Rename, Spec},
-    source::{self, Caches, Joined, Source},
-    view::{self, Engine, View},
+    plan::{Adapter, Error, Override, Rename},
+    source::Joined,
+    view::View,
 };
 use safetensors::{Dtype, tensor::TensorView};
 
-use crate::common::{headers::header, memory::Random};
+use crate::common::{
+    memory::Random,
+    views::{self, Tensors, files, open, tensors},
+};
 
 const MODEL: &str = "llama_src";
 const UP: &str = "model.layers.1.mlp.up_proj";
@@ -31,15 +33,10 @@ struct Beside<'a> {
     renames: &'a [&'a str],
 }
 
-fn open(path: &Path) -> Box<dyn Source> {
-    source::open(path.to_str().unwrap(), &Caches { hub: vec![] }).unwrap()
-}
-
 fn view(model: &Path, spec: &str, beside: &Beside<'_>) -> Result<Arc<View>, Error> {
-    crate::common::tables::select_kernels();
     let paths = beside.overrides.iter().copied().chain(beside.adapters.iter().map(|(path, _)| *path));
     let (joined, mut files) = Joined::new(open(model), paths.map(open).collect()).unwrap();
-    let mut options = Options::new(Spec::parse(Some(spec), &Parts::default())?);
+    let mut options = views::options(spec, &[])?;
     for (path, files) in beside.overrides.iter().zip(files.drain(..beside.overrides.len())) {
         options.overrides.push(Override { text: path.display().to_string(), files });
     }
@@ -47,28 +44,7 @@ fn view(model: &Path, spec: &str, beside: &Beside<'_>) -> Result<Arc<View>, Erro
         options.adapters.push(Adapter { text: path.display().to_string(), files, scale: *scale });
     }
     options.renames = beside.renames.iter().map(|text| Rename::parse(text)).collect::<Result<_, _>>()?;
-    let source: Arc<dyn Source> = Arc::new(joined);
-    let plan = plan::build(source.as_ref(), &options)?;
-    Ok(View::new(Arc::new(plan), source, Engine::new(view::Options::default()).unwrap()))
-}
-
-fn files(view: &Arc<View>) -> BTreeMap<String, Vec<u8>> {
-    let read = |(number, file): (usize, &plan::File)| {
-        let mut bytes = vec![0; usize::try_from(file.len).unwrap()];
-        assert_eq!(view.read_at(number, 0, &mut bytes).unwrap(), bytes.len());
-        (file.path.clone(), bytes)
-    };
-    view.plan().files.iter().enumerate().map(read).collect()
-}
-
-type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
-
-fn tensors(file: &[u8]) -> Tensors {
-    let at = |n: u64| usize::try_from(n).unwrap();
-    let found = header(file).unwrap().tensors.into_iter();
-    found
-        .map(|t| (t.info.name, (t.info.dtype, t.info.shape, file[at(t.range.start)..at(t.range.end)].to_vec())))
-        .collect()
+    views::view(Arc::new(joined), &options)
 }
 
 fn write(path: &Path, tensors: &Tensors) {
@@ -168,6 +144,16 @@ fn adapters_are_merged_before_anything_is_quantized() {
     }
 }
 
+/// A directory with `lora.safetensors`, of tensors of zeros.
+fn dir_of(all: &[(&str, &[usize])]) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let zeros = |(name, shape): &(&str, &[usize])| {
+        ((*name).to_owned(), (Dtype::F32, shape.to_vec(), vec![0; 4 * shape.iter().product::<usize>()]))
+    };
+    write(&dir.path().join("lora.safetensors"), &all.iter().map(zeros).collect());
+    dir
+}
+
 #[test]
 fn kohya_and_diffusers_name_modules_otherwise() {
     let mut random = Random::new(2);
@@ -194,6 +180,11 @@ fn kohya_and_diffusers_name_modules_otherwise() {
     assert!(of(&kohya("down"), &kohya("up"), Some((&alpha, 1.0))) == expected(0.5));
     let diffusers = |part: &str| format!("{UP}.lora_{part}.weight");
     assert!(of(&diffusers("A"), &diffusers("B"), None) == expected(1.0));
+    let silent = dir_of(&[(&diffusers("A"), &[2, shape[1]]), (&diffusers("B"), &[shape[0], 2])]);
+    let path = silent.path().join("lora.safetensors");
+    let unsaid = view(&golden(MODEL), "8bit", &Beside { adapters: &[(&path, 1.0)], ..Beside::default() }).unwrap();
+    let warnings = unsaid.plan().warnings.join("\n");
+    assert!(warnings.contains("nobody says its alpha") && warnings.contains("lora.safetensors"), "{warnings}");
     // diffusers says alpha in the header, after the component's name.
     let parts = [("A", vec![2, shape[1]], f32_bytes(&down)), ("B", vec![shape[0], 2], f32_bytes(&up))];
     let named = parts.iter().map(|(part, shape, bytes)| {
@@ -306,6 +297,8 @@ fn what_does_nothing_or_does_not_fit_is_refused() {
     let half = file("b.safetensors", &[(&half, &[2, 64])]);
     refused(&Beside { adapters: &[(&half, 1.0)], ..Beside::default() }, "one of its two factors is missing");
     let names = [format!("{UP}.lora_A.weight"), format!("{UP}.lora_B.weight")];
+    let whole = file("whole.safetensors", &[("model.norm.weight", &[64])]);
+    refused(&Beside { adapters: &[(&whole, 1.0)], ..Beside::default() }, "--override takes whole tensors");
     let wrong = file("c.safetensors", &[(&names[0], &[2, 63]), (&names[1], &[128, 2])]);
     refused(&Beside { adapters: &[(&wrong, 1.0)], ..Beside::default() }, "do not make a product of shape");
     let hada = format!("{UP}.hada_w1_a");

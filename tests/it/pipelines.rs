@@ -8,14 +8,16 @@ use std::{
 };
 
 use quantfs::{
-    plan::{self, Error, Options, Parts, Spec},
-    source::{self, Caches, Source},
-    view::{self, Engine, View},
+    plan::{Error, Options},
+    view::View,
 };
 use safetensors::{Dtype, tensor::TensorView};
 use serde_json::{Value, json};
 
-use crate::common::{headers::header, memory::Random};
+use crate::common::{
+    memory::Random,
+    views::{self, files, tensors},
+};
 
 /// Writes a file of random bf16 tensors.
 fn write(path: &Path, tensors: &[(&str, &[usize])]) {
@@ -40,29 +42,15 @@ fn config(path: &Path, value: &Value) {
 }
 
 fn view(path: &Path, spec: &str, split: bool) -> Result<Arc<View>, Error> {
-    crate::common::tables::select_kernels();
-    let source: Arc<dyn Source> = source::open(path.to_str().unwrap(), &Caches { hub: vec![] }).unwrap().into();
-    let options = Options { split, ..Options::new(Spec::parse(Some(spec), &Parts::default())?) };
-    let plan = plan::build(source.as_ref(), &options)?;
-    Ok(View::new(Arc::new(plan), source, Engine::new(view::Options::default()).unwrap()))
-}
-
-fn files(view: &Arc<View>) -> BTreeMap<String, Vec<u8>> {
-    let read = |(number, file): (usize, &plan::File)| {
-        let mut bytes = vec![0; usize::try_from(file.len).unwrap()];
-        assert_eq!(view.read_at(number, 0, &mut bytes).unwrap(), bytes.len());
-        (file.path.clone(), bytes)
-    };
-    view.plan().files.iter().enumerate().map(read).collect()
+    views::view(views::open(path).into(), &Options { split, ..views::options(spec, &[])? })
 }
 
 fn names(file: &[u8]) -> BTreeSet<String> {
-    header(file).unwrap().tensors.into_iter().map(|t| t.info.name).collect()
+    tensors(file).into_keys().collect()
 }
 
 fn tensor(file: &[u8], name: &str) -> Vec<u8> {
-    let found = header(file).unwrap().tensors.into_iter().find(|t| t.info.name == name).unwrap();
-    file[usize::try_from(found.range.start).unwrap()..usize::try_from(found.range.end).unwrap()].to_vec()
+    tensors(file).remove(name).unwrap().2
 }
 
 const DENOISER: &[(&str, &[usize])] = &[
@@ -183,6 +171,17 @@ fn an_all_in_one_checkpoint_is_shown_whole_or_as_components() {
             assert!(report.contains(said), "{report}");
         }
     }
+}
+
+#[test]
+fn experts_that_are_there_twice_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    config(&dir.path().join("config.json"), &json!({"model_type": "x", "hidden_size": 128}));
+    let twice: &[(&str, &[usize])] =
+        &[("a.experts.down_proj", &[2, 128, 128]), ("a.experts.1.down_proj.weight", &[128, 128])];
+    write(&dir.path().join("model.safetensors"), twice);
+    let refused = view(dir.path(), "fp8", false).unwrap_err().to_string();
+    assert!(refused.contains("same name, a.experts.1.down_proj.weight") && !refused.contains("--rename"), "{refused}");
 }
 
 #[test]
