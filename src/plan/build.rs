@@ -93,7 +93,7 @@ impl<'a> Builder<'a> {
         let mut arrangement = arrangement;
         for tensor in &mut arrangement.tensors {
             let mut decision = decider.decide(&component, tensor)?;
-            modules.extend(tensor.module().map(|module| (self.plan.weights.len(), module.to_owned())));
+            modules.extend(decision.stored.iter().map(|s| (self.plan.weights.len(), s.weight.stem.clone())));
             if set.graph.is_none() {
                 self.rename(tensor, &mut decision)?;
             }
@@ -194,16 +194,17 @@ impl<'a> Builder<'a> {
         Ok(())
     }
 
-    /// Refuses renames that give two tensors the same name.
+    /// Refuses two tensors of the same name, which renames may give them, or a snapshot that has experts both fused and
+    /// one by one.
     fn distinct(&self, set: &Set, arrangement: &Arrangement) -> Result<(), Error> {
         let mut seen = HashSet::new();
         match arrangement.tensors.iter().find(|tensor| !seen.insert(&tensor.info.name)) {
             None => Ok(()),
-            Some(twice) => Err(Error::spec(format!(
-                "--rename: two tensors of {} would have the same name, {}",
-                self.place_of(set),
-                twice.info.name
-            ))),
+            Some(twice) => {
+                let (place, name) = (self.place_of(set), &twice.info.name);
+                let hint = if self.options.renames.is_empty() { "" } else { "; change a --rename" };
+                Err(Error::refused(format!("{place}: two tensors would have the same name, {name}{hint}")))
+            }
         }
     }
 

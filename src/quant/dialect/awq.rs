@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::quant::{
     Scheme,
-    dialect::{Arranged, Arrangement, Choice, Component, Decided, Dialect, hf},
+    dialect::{Arranged, Arrangement, Choice, Component, Decided, Dialect, experts, hf},
 };
 
 /// Loaders of the `awq` format.
@@ -23,7 +23,7 @@ impl Dialect for Awq {
     }
 
     fn arrange(&self, component: &Component<'_>) -> Result<Arrangement, String> {
-        Ok(hf::arrange(component))
+        Ok(experts::apart(component))
     }
 
     fn choose(&self, component: &Component<'_>, tensor: &Arranged, _: &dyn Scheme) -> Choice {
@@ -36,8 +36,7 @@ impl Dialect for Awq {
     }
 
     fn check(&self, default: Option<&dyn Scheme>, decided: &[Decided<'_>]) -> Result<(), String> {
-        let Some(top) = hf::top(default, decided) else { return Ok(()) };
-        match decided.iter().find(|d| d.facts.is_some() && d.config != top) {
+        match hf::odd_one(default, decided, |own, top| own == top) {
             None => Ok(()),
             Some(other) => Err(format!(
                 "{} would have other groups than the view; AWQ's config has one size for all layers, so give rules no other",
@@ -58,10 +57,6 @@ impl Dialect for Awq {
         block["quant_method"] = json!("awq");
         block["modules_to_not_convert"] = if only_head { json!(null) } else { json!(dense) };
         hf::config(component, block)
-    }
-
-    fn index(&self, _: &Component<'_>, decided: &[Decided<'_>]) -> Vec<u8> {
-        hf::index(decided)
     }
 
     fn metadata(&self, _: &Component<'_>, source: &[(String, String)]) -> Vec<(String, String)> {

@@ -49,8 +49,7 @@ impl Dialect for BitsAndBytes {
     }
 
     fn check(&self, default: Option<&dyn Scheme>, decided: &[Decided<'_>]) -> Result<(), String> {
-        let Some(top) = hf::top(default, decided) else { return Ok(()) };
-        match decided.iter().find(|d| d.facts.is_some() && d.config != top) {
+        match hf::odd_one(default, decided, |own, top| own == top) {
             None => Ok(()),
             Some(other) => Err(format!(
                 "{} would be stored by another scheme than the view's, but bitsandbytes' config names one scheme for all \
@@ -69,10 +68,6 @@ impl Dialect for BitsAndBytes {
         let quantized = decided.iter().find(|d| d.facts.is_some())?;
         let computed = Float::of(quantized.tensor.info.dtype).unwrap_or(Float::F32);
         hf::config(component, block(&default?.config(), computed, skipped(component, decided)))
-    }
-
-    fn index(&self, _: &Component<'_>, decided: &[Decided<'_>]) -> Vec<u8> {
-        hf::index(decided)
     }
 
     fn metadata(&self, _: &Component<'_>, source: &[(String, String)]) -> Vec<(String, String)> {

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 use crate::quant::{
     Scheme,
-    dialect::{Arranged, Arrangement, Choice, Component, Decided, Dialect, hf},
+    dialect::{Arranged, Arrangement, Choice, Component, Decided, Dialect, experts, hf},
 };
 
 /// What `version` says: the release whose files these are.
@@ -28,7 +28,7 @@ impl Dialect for CompressedTensors {
     }
 
     fn arrange(&self, component: &Component<'_>) -> Result<Arrangement, String> {
-        Ok(hf::arrange(component))
+        Ok(experts::apart(component))
     }
 
     fn choose(&self, component: &Component<'_>, tensor: &Arranged, _: &dyn Scheme) -> Choice {
@@ -46,10 +46,6 @@ impl Dialect for CompressedTensors {
         // The library writes the file anew, without a newline at the end.
         text.truncate(text.trim_ascii_end().len());
         Some(text)
-    }
-
-    fn index(&self, _: &Component<'_>, decided: &[Decided<'_>]) -> Vec<u8> {
-        hf::index(decided)
     }
 
     fn metadata(&self, _: &Component<'_>, source: &[(String, String)]) -> Vec<(String, String)> {

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::quant::{
     Scheme,
-    dialect::{Arranged, Arrangement, Choice, Component, Decided, Dialect, hf},
+    dialect::{Arranged, Arrangement, Choice, Component, Decided, Dialect, experts, hf},
 };
 
 /// Loaders of the published block layout.
@@ -23,7 +23,7 @@ impl Dialect for Fp8 {
     }
 
     fn arrange(&self, component: &Component<'_>) -> Result<Arrangement, String> {
-        Ok(hf::arrange(component))
+        Ok(experts::apart(component))
     }
 
     fn choose(&self, component: &Component<'_>, tensor: &Arranged, _: &dyn Scheme) -> Choice {
@@ -44,10 +44,6 @@ impl Dialect for Fp8 {
             "weight_block_size": [size, size],
         });
         decided.iter().any(|d| d.facts.is_some()).then(|| hf::config(component, block))?
-    }
-
-    fn index(&self, _: &Component<'_>, decided: &[Decided<'_>]) -> Vec<u8> {
-        hf::index(decided)
     }
 
     fn metadata(&self, _: &Component<'_>, source: &[(String, String)]) -> Vec<(String, String)> {

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use crate::quant::{
     Scheme,
-    dialect::{Arranged, Arrangement, Choice, Component, Decided, Dialect, hf},
+    dialect::{Arranged, Arrangement, Choice, Component, Decided, Dialect, experts, hf},
 };
 
 /// Loaders of the `gptq` format.
@@ -32,7 +32,7 @@ impl Dialect for Gptq {
     }
 
     fn arrange(&self, component: &Component<'_>) -> Result<Arrangement, String> {
-        Ok(hf::arrange(component))
+        Ok(experts::apart(component))
     }
 
     fn choose(&self, component: &Component<'_>, tensor: &Arranged, _: &dyn Scheme) -> Choice {
@@ -40,8 +40,7 @@ impl Dialect for Gptq {
     }
 
     fn check(&self, default: Option<&dyn Scheme>, decided: &[Decided<'_>]) -> Result<(), String> {
-        let Some(top) = hf::top(default, decided) else { return Ok(()) };
-        match decided.iter().find(|d| d.facts.is_some() && d.config[FORMAT] != top[FORMAT]) {
+        match hf::odd_one(default, decided, |own, top| own[FORMAT] == top[FORMAT]) {
             None => Ok(()),
             Some(other) => Err(format!(
                 "{} would have its zero points stored as {}, but one {FORMAT} speaks for all layers; give rules the \
@@ -70,10 +69,6 @@ impl Dialect for Gptq {
             block["dynamic"] = Value::Object(dynamic);
         }
         hf::config(component, block)
-    }
-
-    fn index(&self, _: &Component<'_>, decided: &[Decided<'_>]) -> Vec<u8> {
-        hf::index(decided)
     }
 
     fn metadata(&self, _: &Component<'_>, source: &[(String, String)]) -> Vec<(String, String)> {

@@ -6,13 +6,13 @@
 //! field's quantizers leave alone. The rules are those of transformers 5.23, compressed-tensors 0.20 and
 //! diffusers 0.42, gathered from their own lists.
 
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 
 use crate::{
     container::json,
     quant::{
         Scheme,
-        dialect::{Arranged, Arrangement, Choice, Component, Decided, experts},
+        dialect::{Arranged, Choice, Component, Decided},
     },
     tensor::Float,
 };
@@ -147,11 +147,6 @@ fn is_table(last: &str) -> bool {
     }
 }
 
-/// The tensors of a component, with every expert a linear layer of its own.
-pub(super) fn arrange(component: &Component<'_>) -> Arrangement {
-    experts::apart(component)
-}
-
 /// What a dialect without exceptions of its own chooses.
 pub(super) fn choose(component: &Component<'_>, tensor: &Arranged) -> Choice {
     match kind(component, tensor) {
@@ -190,6 +185,16 @@ pub(super) fn top(default: Option<&dyn Scheme>, decided: &[Decided<'_>]) -> Opti
     default.map(Scheme::config).or_else(first)
 }
 
+/// A weight that is stored otherwise than the view's scheme, as `same` compares what their configs say.
+pub(super) fn odd_one<'d>(
+    default: Option<&dyn Scheme>,
+    decided: &'d [Decided<'_>],
+    same: impl Fn(&Value, &Value) -> bool,
+) -> Option<&'d Decided<'d>> {
+    let top = top(default, decided)?;
+    decided.iter().find(|d| d.facts.is_some() && !same(&d.config, &top))
+}
+
 /// `config.json` with a block that says how the weights are quantized: keys sorted, indented by 2, as
 /// `PreTrainedConfig.to_json_file` writes it. `None` where the component has no config.
 pub(super) fn config(component: &Component<'_>, block: Value) -> Option<Vec<u8>> {
@@ -210,19 +215,6 @@ pub(super) fn sorted(value: Value) -> Value {
         Value::Array(items) => items.into_iter().map(sorted).collect(),
         other => other,
     }
-}
-
-/// The index as transformers writes it: totals, then names sorted, indented by 2, a newline at the end.
-pub(super) fn index(decided: &[Decided<'_>]) -> Vec<u8> {
-    let size: u64 = decided.iter().map(|d| d.bytes).sum();
-    let elements = |d: &Decided<'_>| d.tensor.info.elements().and_then(|n| u64::try_from(n).ok()).unwrap_or(0);
-    let parameters: u64 = decided.iter().map(elements).sum();
-    let mut shown: Vec<&(String, String)> = decided.iter().flat_map(|d| &d.shown).collect();
-    shown.sort();
-    let map: Map<String, Value> = shown.into_iter().map(|(name, file)| (name.clone(), json!(file))).collect();
-    let metadata = json!({ "total_parameters": parameters, "total_size": size });
-    let text = json::render(&json!({ "metadata": metadata, "weight_map": map }), 2) + "\n";
-    text.into_bytes()
 }
 
 /// `__metadata__` of the shards: who reads them expects torch's layout to be named.

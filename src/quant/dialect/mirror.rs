@@ -3,7 +3,7 @@
 use crate::{
     quant::{
         Scheme,
-        dialect::{Arranged, Choice, Component, Dialect},
+        dialect::{Arranged, Choice, Component, Decided, Dialect, index},
     },
     tensor::{Float, TensorInfo},
 };
@@ -22,6 +22,10 @@ impl Dialect for Mirror {
 
     fn choose(&self, _: &Component<'_>, _: &Arranged, _: &dyn Scheme) -> Choice {
         Choice::Keep("shown as it is".into())
+    }
+
+    fn index(&self, _: &Component<'_>, decided: &[Decided<'_>]) -> Vec<u8> {
+        index::plain(decided)
     }
 }
 

@@ -98,7 +98,7 @@ impl Dialect for Mlx {
             place.is_none_or(|p| p.kind != Kind::Bare)
         };
         let elements = |d: &Decided<'_>| d.tensor.info.elements().and_then(|n| u64::try_from(n).ok()).unwrap_or(0);
-        index::render(Some(decided.iter().filter(counted).map(elements).sum()), decided)
+        index::of_mlx(decided.iter().filter(counted).map(elements).sum(), decided)
     }
 
     fn metadata(&self, component: &Component<'_>, source: &[(String, String)]) -> Vec<(String, String)> {

@@ -199,7 +199,7 @@ pub trait Dialect: Sync + Debug {
     /// The index of the component's shards, `<set>.safetensors.index.json`.
     fn index(&self, component: &Component<'_>, decided: &[Decided<'_>]) -> Vec<u8> {
         let _ = component;
-        index::render(None, decided)
+        index::of_transformers(decided)
     }
 
     /// `__metadata__` of the shards that are written anew, given the source's own.

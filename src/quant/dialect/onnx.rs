@@ -9,7 +9,7 @@ use crate::{
     container::onnx::External,
     quant::{
         Facts, Part, Scheme,
-        dialect::{Arranged, Arrangement, Choice, Component, Decided, Dialect, Slice, hf},
+        dialect::{Arranged, Arrangement, Choice, Component, Dialect, Slice, hf},
     },
     tensor::{Float, TensorInfo},
 };
@@ -54,10 +54,6 @@ impl Dialect for Onnx {
             }
             None => hf::choose(component, tensor),
         }
-    }
-
-    fn index(&self, _: &Component<'_>, decided: &[Decided<'_>]) -> Vec<u8> {
-        hf::index(decided)
     }
 }
 

@@ -3,7 +3,7 @@
 
 use crate::quant::{
     Scheme,
-    dialect::{Arranged, Choice, Component, Decided, Dialect, hf},
+    dialect::{Arranged, Choice, Component, Dialect, hf},
 };
 
 /// Readers that look at tensors alone.
@@ -20,9 +20,5 @@ impl Dialect for Plain {
 
     fn choose(&self, component: &Component<'_>, tensor: &Arranged, _: &dyn Scheme) -> Choice {
         hf::choose(component, tensor)
-    }
-
-    fn index(&self, _: &Component<'_>, decided: &[Decided<'_>]) -> Vec<u8> {
-        hf::index(decided)
     }
 }

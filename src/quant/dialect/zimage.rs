@@ -7,7 +7,7 @@
 use crate::{
     quant::{
         Scheme,
-        dialect::{Arranged, Choice, Component, Dialect},
+        dialect::{Arranged, Choice, Component, Decided, Dialect, index},
     },
     tensor::Float,
 };
@@ -36,6 +36,10 @@ impl Dialect for Zimage {
     fn manifests(&self, components: &[&str]) -> Vec<&'static str> {
         let alone = components.iter().all(|dir| dir.is_empty());
         if alone { vec!["quantization.json", CONTROLNET] } else { vec!["quantization.json"] }
+    }
+
+    fn index(&self, _: &Component<'_>, decided: &[Decided<'_>]) -> Vec<u8> {
+        index::plain(decided)
     }
 }
 
