@@ -119,6 +119,9 @@ impl<'a> Builder<'a> {
         let decided = self.decided(&arrangement, &decisions, &units, &laid.names);
         let said = dialect.check(decider.default_scheme(), &decided);
         said.map_err(|why| Error::refused(format!("{}: {why}", self.place_of(set))))?;
+        for warning in dialect.misread(decider.default_scheme(), &decided) {
+            self.plan.warnings.push(format!("{}: {warning}", self.place_of(set)));
+        }
         self.list_layers(set, &arrangement, &decisions, &laid.names);
         self.plan.files.extend(laid.files);
         if laid.rewritten {
