@@ -22,6 +22,7 @@ import checkpoint
 import loaders
 
 LIBRARY = ("compressed-tensors", version("compressed-tensors"))
+SERVED = "bfloat16"
 MODELS = ("llama", "llama-odd", "qwen2", "qwen3-moe")
 
 # Projections that share one global scale in nvfp4, since vLLM runs them as one matrix.

@@ -16,6 +16,7 @@ import checkpoint
 import loaders
 
 LIBRARY = ("transformers", version("transformers"))
+SERVED = "bfloat16"
 MODELS = ("llama", "llama-odd", "qwen2", "qwen3-moe")
 SPECS = ("fp8",)
 
