@@ -123,7 +123,9 @@ def read_by(format, label, case, expected, plain_output):
     if own is None:
         row.notes.append(f"cannot read the library's own: {error}")
         return row
-    misread = compare.values(given | format.decode(spec, reference), own.weights)
+    expected = {name: tensor for name, tensor in expected.items() if name.startswith(own.part)}
+    held = {name: tensor for name, tensor in (given | format.decode(spec, reference)).items() if name in expected}
+    misread = compare.values(held, own.weights)
     got, error = attempt(load, spec, model, packed)
     tally = compare.Tally() if got is None else compare.values(expected, got.weights)
     if got is None:
@@ -171,12 +173,21 @@ def case(format, spec, model, place, serve, wanted):
     reference = place / "reference" / spec / model
     format.write(spec, model, source, reference)
     given = store(format).tensors(source)
-    dense = rounded(given, format.decode(spec, reference))
+    decoded, error = attempt(format.decode, spec, reference)
+    dense = rounded(given, decoded or {})
     try:
         with serve(format, source, reference, spec, dense) as (packed, unpacked):
-            return rows(format, (spec, model, given, reference, packed, unpacked), wanted)
+            case = (spec, model, given, reference, packed, unpacked)
+            return rows(format, case, wanted) if decoded is not None else [undecoded(format, case, error)]
     except mounts.Refused as error:
         return [failed(spec, model, "mount", line(error))]
+
+
+def undecoded(format, case, error):
+    """The row of a case whose library cannot read what it writes: names, shapes and bytes alone."""
+    row = compared_files(format, case)
+    row.notes.append(f"decoded by nothing: its library cannot read what it writes, {error}")
+    return row
 
 
 def failed(spec, model, what, error):
@@ -185,21 +196,29 @@ def failed(spec, model, what, error):
 
 def rows(format, case, wanted):
     """All comparisons of the view `packed` with `reference` and with the dense view `unpacked`."""
-    spec, model, given, reference, packed, unpacked = case
-    read = store(format)
-    files = Row(spec, model, "(files)", format.LIBRARY[1])
-    files.tallies["tensors"] = compare.contents(read.tensors(reference), read.tensors(packed), getattr(format, "same", None))
-    files.tallies["config"] = compare.configs(read.configs(reference), read.configs(packed))
+    spec, model, given, _, packed, unpacked = case
+    files = compared_files(format, case)
+    labels = layouts.CHOSEN if hasattr(format, "SERVED") and model != "sd3" else ()
+    servers = [laid_out(format, label, case) for label in labels if label in (wanted or (label,))]
     decoded, error = attempt(format.decode, spec, packed)
     if decoded is None:
         files.tallies["decoded"] = compare.Tally(0, 1, f"the library's decoder cannot read the view: {error}")
-        return [files]
+        return [files, *servers]
     output = None
     if getattr(format, "DENSE", True):
         files.tallies["dense"], output = measured(format, model, rounded(given, decoded), unpacked)
     read = [read_by(format, label, case, given | decoded, output) for label in format.LOADERS if label in (wanted or (label,))]
-    servers = layouts.CHOSEN if hasattr(format, "SERVED") and model != "sd3" else ()
-    return [files, *read, *(laid_out(format, label, case) for label in servers if label in (wanted or (label,)))]
+    return [files, *read, *servers]
+
+
+def compared_files(format, case):
+    """The row of the view's files beside the library's: their tensors and configs."""
+    spec, model, _, reference, packed, _ = case
+    read = store(format)
+    files = Row(spec, model, "(files)", format.LIBRARY[1])
+    files.tallies["tensors"] = compare.contents(read.tensors(reference), read.tensors(packed), getattr(format, "same", None))
+    files.tallies["config"] = compare.configs(read.configs(reference), read.configs(packed))
+    return files
 
 
 def measured(format, model, expected, unpacked):
