@@ -26,7 +26,8 @@ def line(spec, rows):
     for loader, tried in by_loader.items():
         good = [row for row in tried if "/" in row["decoded"] + row.get("layout", "-") and not row["failed"]]
         if good:
-            logits = " (logits equal)" if all(row["logits"] == "equal" for row in good) else ""
+            outputs = {row["logits"] for row in good} - {"-"}
+            logits = " (logits equal)" if outputs == {"equal"} else ""
             read.append(f"{loader}: {models(good)}{logits}")
         bad = [row for row in tried if row not in good]
         if bad:

@@ -11,7 +11,8 @@ import sys
 from functools import cache
 from pathlib import Path
 
-# Server -> the spec, and the classes that it is to choose for linear layers and for stacks of experts.
+# Server -> the spec, and the classes that it is to choose for linear layers and for stacks of experts (`|` stands between several:
+# which of them is a question of sizes).
 CHOSEN = {
     "vLLM": (
         (r"ct-\dbit.*", "CompressedTensorsWNA16", "CompressedTensorsWNA16MoEMethod"),
@@ -31,7 +32,7 @@ CHOSEN = {
         (r"ct-nvfp4", "CompressedTensorsW4A16Fp4", "CompressedTensorsW4A16Nvfp4MoE"),
         (r"fp8", "Fp8LinearMethod", "Fp8MoEMethod"),
         (r"gptq-.*", "GPTQMarlinLinearScheme", "GPTQMarlinMoEScheme"),
-        (r"awq-.*", "AWQMarlinLinearScheme", "AWQMoEScheme"),
+        (r"awq-.*", "AWQMarlinLinearScheme|AWQLinearScheme", "AWQMoEScheme"),
     ),
 }
 DENSE = ("UnquantizedLinearMethod", "UnquantizedFusedMoEMethod", "UnquantizedEmbeddingMethod")
@@ -81,7 +82,7 @@ def faults(label, spec, told):
     for module, scheme in told["modules"].items():
         stack = module.endswith(".experts")
         is_quantized = any(name.startswith(f"{module}.") for name in quantized) if stack else module in quantized
-        wanted = ((experts if stack else linear),) if is_quantized else DENSE
+        wanted = (experts if stack else linear).split("|") if is_quantized else DENSE
         if scheme not in wanted:
             wrong[f"scheme of {module}"] = f"{scheme}, not {' or '.join(wanted)}"
     return wrong
