@@ -103,19 +103,37 @@ impl ViewArgs {
         Ok((Arc::new(joined), options))
     }
 
-    /// What the arguments mean, but for what lies beside a source.
-    ///
-    /// # Errors
-    /// A word that is unknown or contradicts another.
-    pub fn options(&self) -> Result<Options, Error> {
-        let parts = Parts {
+    /// What fills what a spec leaves open.
+    #[must_use]
+    pub fn parts(&self) -> Parts {
+        Parts {
             format: self.format.clone(),
             bits: self.bits,
             group_size: self.group_size,
             mode: self.mode.clone(),
             method: self.method.clone(),
+        }
+    }
+
+    /// The same for a process in another directory: files are named from the root on.
+    ///
+    /// # Errors
+    /// An adapter whose scale is no number.
+    pub fn absolute(&self) -> Result<Self, Error> {
+        let lora = |text: &String| {
+            let (path, _) = scaled(text)?;
+            Ok(format!("{}{}", absolute(path), &text[path.len()..]))
         };
-        let spec = Spec::parse(self.spec.as_deref(), &parts)?;
+        let loras = self.loras.iter().map(lora).collect::<Result<_, Error>>()?;
+        Ok(Self { overrides: self.overrides.iter().map(|path| absolute(path)).collect(), loras, ..self.clone() })
+    }
+
+    /// What the arguments mean, but for what lies beside a source.
+    ///
+    /// # Errors
+    /// A word that is unknown or contradicts another.
+    pub fn options(&self) -> Result<Options, Error> {
+        let spec = Spec::parse(self.spec.as_deref(), &self.parts())?;
         let rules = self.rules.iter().map(|r| Rule::parse(r, &spec)).collect::<Result<_, _>>()?;
         let dtype = self.dtype.as_deref().map(dtype).transpose()?;
         let shard_size = match self.shard_size.as_deref() {

@@ -27,6 +27,7 @@ mod gptq_views;
 mod hostile;
 mod kernels;
 mod layers;
+mod living;
 mod models;
 #[cfg(feature = "fuse")]
 mod mount;
@@ -43,3 +44,4 @@ mod reads;
 mod runtime;
 mod sources;
 mod store;
+mod views;
