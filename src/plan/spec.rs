@@ -111,6 +111,19 @@ impl Spec {
         Self::assemble(self.format, typed.scheme.unwrap_or(self.scheme), &typed.words, Some(self))
     }
 
+    /// The spec of one component of a view of this spec: a text that names a format stands for itself, any other one is
+    /// read as a rule's right-hand side.
+    ///
+    /// # Errors
+    /// An unknown word.
+    pub fn of_component(&self, text: &str) -> Result<Self, Error> {
+        let (_, rest) = split_dense(Some(text));
+        match rest.map(split_format) {
+            Some((Some(_), _)) => Self::parse(Some(text), &Parts::default()),
+            _ => self.inherit(text),
+        }
+    }
+
     /// This spec with another scheme and group of the same format; flavours stay.
     ///
     /// # Errors
