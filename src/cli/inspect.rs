@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::{
     bulk,
-    cli::{Failure, caches, options::ViewArgs, size},
+    cli::{Failure, caches, options::ViewArgs, recipe, size},
     container::json,
     plan::{self, Plan, Row},
 };
@@ -15,7 +15,7 @@ use crate::{
 /// Print what a view would show: per tensor what becomes of it and why, bytes before and after
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Examples:\n  quantfs inspect ~/models/Some-Llama --bits 4\n  quantfs inspect org/name --spec mlx-mxfp4 --all\n  quantfs inspect . --json | jq .totals"
+    after_help = "Examples:\n  quantfs inspect ~/models/Some-Llama --bits 4\n  quantfs inspect org/name --spec mlx-mxfp4 --all\n  quantfs inspect . --json | jq .totals\n  quantfs inspect . --bits 4 --rule lm_head=8bit --print-recipe > recipe.toml"
 )]
 pub struct Inspect {
     /// A model directory, a repo id of the Hugging Face cache, a .safetensors file; or a quantized
@@ -26,6 +26,9 @@ pub struct Inspect {
     /// One line for each tensor; otherwise tensors that differ in a number alone share a line
     #[arg(long)]
     pub all: bool,
+    /// Print the view's recipe instead: TOML that asks for the same view with --recipe
+    #[arg(long, conflicts_with = "json")]
+    pub print_recipe: bool,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -37,11 +40,15 @@ pub struct Inspect {
 /// What keeps the view from being planned.
 pub fn run(args: &Inspect, out: &mut dyn Write) -> Result<(), Failure> {
     let path = Path::new(&args.path);
-    if args.view.says_nothing() && path.is_dir() && is_quantized(path) {
+    if args.view.says_nothing() && !args.print_recipe && path.is_dir() && is_quantized(path) {
         return quantized(args, path, out);
     }
     let (source, options) = args.view.open(&args.path, &caches())?;
     let plan = plan::build(source.as_ref(), &options)?;
+    if args.print_recipe {
+        out.write_all(recipe::render(&options).as_bytes())?;
+        return Ok(());
+    }
     if args.json {
         writeln!(out, "{:#}", plan.to_json())?;
         return Ok(());

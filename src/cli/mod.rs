@@ -16,6 +16,7 @@ pub mod options;
 pub mod perplexity;
 pub mod places;
 pub mod progress;
+pub mod recipe;
 pub mod size;
 pub mod verify;
 
