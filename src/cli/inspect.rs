@@ -46,7 +46,7 @@ pub fn run(args: &Inspect, out: &mut dyn Write) -> Result<(), Failure> {
     let (source, options) = args.view.open(&args.path, &caches())?;
     let plan = plan::build(source.as_ref(), &options)?;
     if args.print_recipe {
-        out.write_all(recipe::render(&options).as_bytes())?;
+        out.write_all(recipe::render(&options)?.as_bytes())?;
         return Ok(());
     }
     if args.json {

@@ -17,7 +17,10 @@ use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
 use crate::{
-    cli::options::{ComponentArgs, ViewArgs, dtype, scaled, shard_size},
+    cli::{
+        Failure,
+        options::{ComponentArgs, ViewArgs, dtype, scaled, shard_size},
+    },
     plan::{Error, Options, Rename, Rule, Spec},
     quant::dialect::mlx,
 };
@@ -263,9 +266,11 @@ impl Part {
 }
 
 /// The recipe of a view, as TOML.
-#[must_use]
-pub fn render(options: &Options) -> String {
-    let args: ViewArgs = serde_json::from_value(options.to_json()).unwrap_or_default();
+///
+/// # Errors
+/// Options that no recipe can say.
+pub fn render(options: &Options) -> Result<String, Failure> {
+    let args: ViewArgs = serde_json::from_value(options.to_json())?;
     let rules = |rules: &[String]| rules.iter().map(|rule| Exception::of(rule)).collect::<Vec<_>>();
     let component = |(dir, of): (&String, &ComponentArgs)| {
         (unplaced(dir.clone()), Part { spec: of.spec.clone().map(unplaced), rules: rules(&of.rules) })
@@ -285,7 +290,7 @@ pub fn render(options: &Options) -> String {
         components: args.components.iter().map(component).collect(),
         ..Document::default()
     };
-    toml::to_string(&document).unwrap_or_default()
+    Ok(toml::to_string(&document)?)
 }
 
 /// A value that is in no file.

@@ -40,6 +40,8 @@ mod plan;
 #[cfg(feature = "cli")]
 mod readme;
 mod reads;
+#[cfg(feature = "cli")]
+mod recipes;
 mod runtime;
 mod sources;
 mod store;
