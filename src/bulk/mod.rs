@@ -1,4 +1,4 @@
-//! What reads whole views: export, verify; and what measures the machine: bench.
+//! What reads whole views: export, verify, errors; and what measures the machine: bench.
 //!
 //! Library code that takes long tells a [`Progress`]; the bar is the command line's. Knows no FUSE
 //! and prints nothing.
@@ -7,6 +7,7 @@ mod audit;
 pub mod bench;
 mod compare;
 mod describe;
+pub mod errors;
 mod export;
 mod holdings;
 mod models;

@@ -187,21 +187,21 @@ impl<'a> Builder<'a> {
                 )));
             }
             let same = Arranged { info: info.clone(), from: vec![Slice::whole(number, info)], plus_one: false };
-            let (becomes, why) = match shown {
+            let (becomes, why, weight) = match shown {
                 Err(why) => {
                     let plain = Decision { stored: None, why: why.clone() };
                     if !place.is_own(set) {
                         let mut outputs = self.unit(set, &same, &plain)?.outputs.into_iter().flat_map(|o| o.contents);
                         replaced.extend(outputs.next().map(|(content, _)| (number, content)));
                     }
-                    ("kept".to_owned(), why)
+                    ("kept".to_owned(), why, None)
                 }
                 Ok(shown) => {
                     let from = origin::origin(set, &same)?;
                     let planned = origin::planned(self.source, shown.weight, from, shown.scheme, shown.parts);
                     let mut outputs = self.weigh(planned)?.into_iter().flat_map(|output| output.contents);
                     replaced.extend(outputs.next().map(|(content, _)| (number, content)));
-                    (shown.spec.to_string(), shown.why)
+                    (shown.spec.to_string(), shown.why, self.last_weight())
                 }
             };
             self.plan.rows.push(Row {
@@ -214,6 +214,7 @@ impl<'a> Builder<'a> {
                 bytes_before: bytes,
                 bytes_after: bytes,
                 sources: vec![info.name.clone()],
+                weight,
             });
         }
         survey::plan(&mut self.plan, first, &BTreeMap::new(), dialect);
@@ -320,6 +321,11 @@ impl<'a> Builder<'a> {
         Ok(outputs)
     }
 
+    /// The weight that was added last.
+    fn last_weight(&self) -> Option<u32> {
+        self.plan.weights.len().checked_sub(1).and_then(|last| u32::try_from(last).ok())
+    }
+
     fn write_documents(&mut self, set: &Set, component: &Component<'_>, scope: &Scope<'_>, decided: &[Decided<'_>]) {
         let dialect = scope.dialect;
         let shards = || set.shards.iter().map(|s| s.file);
@@ -370,6 +376,7 @@ impl<'a> Builder<'a> {
                 bytes_before: before,
                 bytes_after: 0,
                 sources: vec![],
+                weight: None,
             });
         }
     }
@@ -392,6 +399,7 @@ impl<'a> Builder<'a> {
             bytes_before: tensor.from.iter().map(read).sum(),
             bytes_after,
             sources: names,
+            weight: decision.stored.as_ref().and_then(|_| self.last_weight()),
         });
     }
 

@@ -26,7 +26,7 @@ mod survey;
 use std::{sync::Arc, time::SystemTime};
 
 use crate::{
-    quant::{Axis, Banding, Part, Scheme, Survey, Weight},
+    quant::{Axis, Banding, Part, Scheme, Survey, Unsupported, Weight},
     source::{FileId, Source},
     tensor::Float,
 };
@@ -285,6 +285,17 @@ pub struct Planned {
 }
 
 impl Planned {
+    /// The same elements as another scheme would store them, which is told nothing of other weights: its survey, where
+    /// it has one, is of this weight alone, and [`survey`](Self::survey) is `None`.
+    ///
+    /// # Errors
+    /// A shape that the scheme cannot hold.
+    pub fn under(&self, scheme: Arc<dyn Scheme>) -> Result<Self, Unsupported> {
+        let (weight, origin, parts) = (self.weight.clone(), self.origin.clone(), scheme.parts(&self.weight)?);
+        let key = digest::other(&self.key, &*scheme);
+        Ok(origin::cut(weight, origin, scheme, parts, key))
+    }
+
     /// Number of tiles.
     #[must_use]
     pub fn tiles(&self) -> usize {
