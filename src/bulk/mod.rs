@@ -3,6 +3,7 @@
 //! Library code that takes long tells a [`Progress`]; the bar is the command line's. Knows no FUSE
 //! and prints nothing.
 
+pub mod allocate;
 mod audit;
 pub mod bench;
 mod compare;
