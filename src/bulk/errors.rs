@@ -221,9 +221,17 @@ impl Asked<'_> {
 /// # Errors
 /// A source that cannot be read.
 pub fn errors(view: &View, sample: Option<NonZero<u64>>, progress: &dyn Progress) -> Result<Vec<Option<Sums>>, Error> {
-    let plan = view.plan();
-    progress.begin(work(view, sample));
-    let each = plan.rows.par_iter().map(|row| {
+    progress.begin(work(view.plan(), sample));
+    measured(view, sample, progress)
+}
+
+/// As [`errors`], as a step of a longer job.
+pub(super) fn measured(
+    view: &View,
+    sample: Option<NonZero<u64>>,
+    progress: &dyn Progress,
+) -> Result<Vec<Option<Sums>>, Error> {
+    let each = view.plan().rows.par_iter().map(|row| {
         let Some(weight) = row.weight else { return Ok(None) };
         progress.note(&row.name);
         let shown = view.shown(weight)?;
@@ -255,8 +263,7 @@ pub fn to_json(plan: &Plan, found: &[Option<Sums>]) -> Value {
 
 /// Source bytes that [`errors`] looks at: what it tells its progress.
 #[must_use]
-pub(super) fn work(view: &View, sample: Option<NonZero<u64>>) -> u64 {
-    let plan = view.plan();
+pub(super) fn work(plan: &Plan, sample: Option<NonZero<u64>>) -> u64 {
     let weights = plan.rows.iter().filter_map(|row| row.weight).map(|weight| &plan.weights[weight as usize]);
     weights.map(|planned| bands(planned, sample).iter().map(|band| bytes(planned, band)).sum::<u64>()).sum()
 }

@@ -1,4 +1,4 @@
-//! What reads whole views: export, verify, errors; and what measures the machine: bench.
+//! What reads whole views: export, verify, errors, report; and what measures the machine: bench.
 //!
 //! Library code that takes long tells a [`Progress`]; the bar is the command line's. Knows no FUSE
 //! and prints nothing.
@@ -13,6 +13,7 @@ mod export;
 mod holdings;
 mod models;
 mod recognized;
+pub mod report;
 mod stated;
 mod tensors;
 
