@@ -89,6 +89,7 @@ fn dense(component: &str, held: &Held) -> Row {
         bytes_before: bytes,
         bytes_after: bytes,
         sources: vec![],
+        weight: None,
     }
 }
 

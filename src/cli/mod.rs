@@ -18,6 +18,8 @@ pub mod options;
 pub mod perplexity;
 pub mod places;
 pub mod progress;
+pub mod recipe;
+pub mod report;
 pub mod size;
 pub mod verify;
 
@@ -89,6 +91,7 @@ enum Verb {
     #[cfg(feature = "fuse")]
     Warm(warm::Warm),
     Inspect(inspect::Inspect),
+    Report(report::Report),
     Export(export::Export),
     Verify(verify::Verify),
     Generate(generate::Generate),
@@ -160,6 +163,7 @@ fn run(typed: Vec<OsString>) -> Result<(), Failure> {
         #[cfg(feature = "fuse")]
         Verb::Warm(args) => warm::run(args, out),
         Verb::Inspect(args) => inspect::run(args, out),
+        Verb::Report(args) => report::run(args, out),
         Verb::Export(args) => export::run(args, out),
         Verb::Verify(args) => verify::run(args, out),
         Verb::Generate(args) => generate::run(args, out),

@@ -1,12 +1,12 @@
 //! From what was typed about a view to what it means.
 
-use std::{path::Path, sync::Arc};
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use clap::Args;
 
 use crate::{
     cli::{Failure, size},
-    plan::{Adapter, Error, Options, Override, Parts, Rename, Rule, Spec},
+    plan::{Adapter, ComponentOptions, Error, Options, Override, Parts, Predicate, Rename, Rule, Spec},
     source::{self, Caches, Joined, Source},
     tensor::Float,
 };
@@ -34,6 +34,10 @@ pub struct ViewArgs {
     /// How codes are chosen, where the format offers methods
     #[arg(long)]
     pub method: Option<String>,
+    /// A TOML file of these options, or one of mlx_lm's by name: mixed_2_6, mixed_3_4, mixed_3_6, mixed_4_6. It fills
+    /// what flags leave open
+    #[arg(long, value_name = "FILE|NAME")]
+    pub recipe: Option<String>,
     /// Exceptions, the first match wins: a glob over source tensor names and a spec; `source` keeps
     /// a tensor (repeatable)
     #[arg(long = "rule", value_name = "PATTERN=SPEC")]
@@ -64,6 +68,22 @@ pub struct ViewArgs {
     /// what the pattern's stars stand for (repeatable; applied in order)
     #[arg(long = "rename", value_name = "PATTERN=REPLACEMENT")]
     pub renames: Vec<String>,
+    /// A recipe of the reference tool, by name.
+    #[arg(skip)]
+    pub predicate: Option<String>,
+    /// What components are asked to be, by their directories: recipes alone say it.
+    #[arg(skip)]
+    pub components: BTreeMap<String, ComponentArgs>,
+}
+
+/// What a recipe says of a component.
+#[derive(Clone, Debug, Default, PartialEq, serde::Deserialize, serde::Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ComponentArgs {
+    /// What its weights become; the view's where it has rules alone.
+    pub spec: Option<String>,
+    /// Exceptions, `PATTERN=SPEC`, over names without the component.
+    pub rules: Vec<String>,
 }
 
 impl ViewArgs {
@@ -78,6 +98,11 @@ impl ViewArgs {
     /// # Errors
     /// A word that is unknown or contradicts another; a source, override or adapter that is not there.
     pub fn open(&self, name: &str, caches: &Caches) -> Result<(Arc<dyn Source>, Options), Failure> {
+        let args = self.with_recipe()?;
+        args.open_filled(name, caches)
+    }
+
+    fn open_filled(&self, name: &str, caches: &Caches) -> Result<(Arc<dyn Source>, Options), Failure> {
         let mut options = self.options()?;
         let base = source::open(name, caches)?;
         if self.overrides.is_empty() && self.loras.is_empty() {
@@ -103,6 +128,42 @@ impl ViewArgs {
         Ok((Arc::new(joined), options))
     }
 
+    /// What the arguments mean, but for what lies beside a source.
+    ///
+    /// # Errors
+    /// A word that is unknown or contradicts another.
+    pub fn options(&self) -> Result<Options, Error> {
+        if self.recipe.is_some() {
+            return self.with_recipe()?.options();
+        }
+        let spec = self.view_spec()?;
+        let dtype = self.dtype.as_deref().map(|text| dtype(text).map_err(|why| Error::Spec(format!("--dtype {why}"))));
+        let shard_size =
+            self.shard_size.as_deref().map(|t| shard_size(t).map_err(|why| Error::Spec(format!("--shard-size {why}"))));
+        let renames = self.renames.iter().map(|text| Rename::parse(text)).collect::<Result<_, _>>()?;
+        let predicate = self.predicate.clone().map(|name| Predicate { name, group_size: self.group_size });
+        let components = self.components.iter().map(|(dir, args)| args.options(dir, &spec));
+        Ok(Options {
+            rules: rules(&self.rules, &spec)?,
+            predicate,
+            components: components.collect::<Result<_, _>>()?,
+            dtype: dtype.transpose()?,
+            shard_size: shard_size.transpose()?.flatten(),
+            show: self.show.clone(),
+            renames,
+            split: self.split,
+            ..Options::new(spec)
+        })
+    }
+
+    /// The spec that the arguments say together.
+    ///
+    /// # Errors
+    /// A word that is unknown or contradicts another.
+    pub(super) fn view_spec(&self) -> Result<Spec, Error> {
+        Spec::parse(self.spec.as_deref(), &self.parts())
+    }
+
     /// What fills what a spec leaves open.
     #[must_use]
     pub fn parts(&self) -> Parts {
@@ -115,42 +176,32 @@ impl ViewArgs {
         }
     }
 
-    /// The same for a process in another directory: files are named from the root on.
+    /// The same for a process in another directory and at another time: recipes are read, files are named from the
+    /// root on.
     ///
     /// # Errors
-    /// An adapter whose scale is no number.
-    pub fn absolute(&self) -> Result<Self, Error> {
+    /// A recipe that cannot be read, an adapter whose scale is no number.
+    pub fn resolved(&self) -> Result<Self, Error> {
         let lora = |text: &String| {
             let (path, _) = scaled(text)?;
             Ok(format!("{}{}", absolute(path), &text[path.len()..]))
         };
-        let loras = self.loras.iter().map(lora).collect::<Result<_, Error>>()?;
-        Ok(Self { overrides: self.overrides.iter().map(|path| absolute(path)).collect(), loras, ..self.clone() })
+        let read = self.with_recipe()?;
+        let loras = read.loras.iter().map(lora).collect::<Result<_, Error>>()?;
+        Ok(Self { overrides: read.overrides.iter().map(|path| absolute(path)).collect(), loras, ..read })
     }
+    }
+}
 
-    /// What the arguments mean, but for what lies beside a source.
-    ///
-    /// # Errors
-    /// A word that is unknown or contradicts another.
-    pub fn options(&self) -> Result<Options, Error> {
-        let spec = Spec::parse(self.spec.as_deref(), &self.parts())?;
-        let rules = self.rules.iter().map(|r| Rule::parse(r, &spec)).collect::<Result<_, _>>()?;
-        let dtype = self.dtype.as_deref().map(dtype).transpose()?;
-        let shard_size = match self.shard_size.as_deref() {
-            None | Some("source") => None,
-            Some(text) => Some(size::parse(text).map_err(|why| Error::Spec(format!("--shard-size {text}: {why}")))?),
-        };
-        let renames = self.renames.iter().map(|text| Rename::parse(text)).collect::<Result<_, _>>()?;
-        Ok(Options {
-            rules,
-            dtype,
-            shard_size,
-            show: self.show.clone(),
-            renames,
-            split: self.split,
-            ..Options::new(spec)
-        })
+impl ComponentArgs {
+    fn options(&self, dir: &str, view: &Spec) -> Result<ComponentOptions, Error> {
+        let spec = self.spec.as_ref().map_or_else(|| Ok(view.clone()), |text| view.of_component(text))?;
+        Ok(ComponentOptions { dir: dir.to_owned(), rules: rules(&self.rules, &spec)?, spec })
     }
+}
+
+fn rules(texts: &[String], spec: &Spec) -> Result<Vec<Rule>, Error> {
+    texts.iter().map(|text| Rule::parse(text, spec)).collect()
 }
 
 /// The directory of PEFT's weights where these are named and their config lies beside them.
@@ -165,13 +216,13 @@ fn with_config(path: &str) -> String {
 }
 
 /// A path from the root on, so that a manifest tells what it names wherever it is read; a repo id as it is.
-fn absolute(path: &str) -> String {
+pub(super) fn absolute(path: &str) -> String {
     let there = Path::new(path).exists().then(|| std::path::absolute(path).ok()).flatten();
     there.map_or_else(|| path.to_owned(), |path| path.to_string_lossy().into_owned())
 }
 
 /// `ADAPTER` or `ADAPTER:SCALE`: what stands behind the last colon is a scale where it is a number.
-fn scaled(text: &str) -> Result<(&str, f32), Error> {
+pub(super) fn scaled(text: &str) -> Result<(&str, f32), Error> {
     let Some((adapter, scale)) = text.rsplit_once(':') else { return Ok((text, 1.0)) };
     match scale.parse::<f32>() {
         Ok(scale) if scale.is_finite() && !adapter.is_empty() => Ok((adapter, scale)),
@@ -180,12 +231,21 @@ fn scaled(text: &str) -> Result<(&str, f32), Error> {
     }
 }
 
-fn dtype(name: &str) -> Result<Float, Error> {
+/// The type of a name, short ones included.
+pub(super) fn dtype(name: &str) -> Result<Float, String> {
     let short = match name {
         "bf16" => "bfloat16",
         "f16" | "fp16" | "half" => "float16",
         "f32" | "fp32" => "float32",
         other => other,
     };
-    Float::from_name(short).ok_or_else(|| Error::Spec(format!("--dtype {name}: known are bfloat16, float16, float32")))
+    Float::from_name(short).ok_or_else(|| format!("{name}: known are bfloat16, float16, float32"))
+}
+
+/// Bytes of a shard, `None` for `source`.
+pub(super) fn shard_size(text: &str) -> Result<Option<u64>, String> {
+    match text {
+        "source" => Ok(None),
+        text => size::parse(text).map(Some).map_err(|why| format!("{text}: {why}")),
+    }
 }

@@ -42,7 +42,7 @@ pub struct Remount {
 pub fn run(args: &Remount, out: &mut dyn Write) -> Result<(), Failure> {
     let entry = fuse::find(&args.mountpoint)?;
     let said = !(args.view.says_nothing() && args.many == ManyArgs::default());
-    let asked = if said { Some(Box::new((args.view.absolute()?, args.many.clone()))) } else { None };
+    let asked = if said { Some(Box::new((args.view.resolved()?, args.many.resolved()))) } else { None };
     let at = entry.path.display().to_string();
     let done = control::ask(&entry, Request::Remount { asked }).map_err(|e| Failure::from(e).of(&at))?;
     if args.json {

@@ -26,6 +26,9 @@ pub struct Row {
     /// Names of the source tensors it is made of.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub sources: Vec<String>,
+    /// Index into [`Plan::weights`] of what it is stored as; `None` where it is not quantized.
+    #[serde(skip)]
+    pub weight: Option<u32>,
 }
 
 impl Row {

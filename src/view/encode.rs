@@ -41,9 +41,9 @@ const STRETCH_BYTES: usize = 256 << 10;
 /// Buffers that tiles are made in, reused from tile to tile.
 #[derive(Debug, Default)]
 pub(super) struct Buffers {
-    stored: Vec<u8>,
+    pub(super) stored: Vec<u8>,
     cast: Vec<u8>,
-    window: Vec<u8>,
+    pub(super) window: Vec<u8>,
     /// What becomes of a strip, part by part.
     strip: Vec<u8>,
 }
@@ -80,7 +80,7 @@ fn band(planned: &Planned, tile: u32) -> Range<usize> {
 }
 
 /// Rows and columns of a band, as its scheme is given them.
-fn dimensions(planned: &Planned, band: &Range<usize>) -> (usize, usize) {
+pub(super) fn dimensions(planned: &Planned, band: &Range<usize>) -> (usize, usize) {
     match planned.banding.axis {
         Axis::Flat => (1, band.len()),
         Axis::Rows => (band.len(), planned.weight.cols()),
@@ -106,13 +106,13 @@ fn stretch(planned: &Planned) -> usize {
 }
 
 /// The stretches of a band, in order.
-fn stretches(planned: &Planned, band: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+pub(super) fn stretches(planned: &Planned, band: Range<usize>) -> impl Iterator<Item = Range<usize>> {
     let step = stretch(planned);
     band.clone().step_by(step).map(move |start| start..start.saturating_add(step).min(band.end))
 }
 
 /// Rows of a strip of a band of columns, where that is made strip by strip. What is added to is made as a whole.
-fn strip(planned: &Planned, band: &Range<usize>) -> Option<usize> {
+pub(super) fn strip(planned: &Planned, band: &Range<usize>) -> Option<usize> {
     let granule = planned.strip_rows()?;
     let bytes = granule * band.len() * planned.origin.stored.size();
     Some(granule * (STRETCH_BYTES / bytes.max(1)).max(1))
@@ -135,7 +135,7 @@ pub(super) fn cost(planned: &Planned, tile: u32) -> usize {
 }
 
 /// The bytes of each part that a band makes.
-fn places(planned: &Planned, band: &Range<usize>) -> impl Iterator<Item = Range<usize>> {
+pub(super) fn places(planned: &Planned, band: &Range<usize>) -> impl Iterator<Item = Range<usize>> {
     let extent = planned.banding.extent(&planned.weight);
     planned.parts.iter().map(move |part| part.range(planned.banding, extent, band.clone()))
 }
@@ -179,7 +179,7 @@ impl Encoder<'_> {
         })
     }
 
-    fn guarded<T>(&self, work: impl FnOnce(&mut Buffers) -> Result<T, Failure>) -> Result<T, Failure> {
+    pub(super) fn guarded<T>(&self, work: impl FnOnce(&mut Buffers) -> Result<T, Failure>) -> Result<T, Failure> {
         let mut buffers = self.shelf.take();
         let made = catch_unwind(AssertUnwindSafe(|| work(&mut buffers)));
         self.shelf.put(buffers);
@@ -267,7 +267,7 @@ impl Encoder<'_> {
         }
     }
 
-    fn gather(
+    pub(super) fn gather(
         &self,
         planned: &Planned,
         band: Range<usize>,
@@ -280,7 +280,7 @@ impl Encoder<'_> {
         Ok(merge::merge(&self.reader, &planned.origin, &planned.weight, (planned.banding.axis, band), stored)?)
     }
 
-    fn gathering<'a>(&'a self, planned: &'a Planned, window: &'a mut Vec<u8>) -> Gather<'a> {
+    pub(super) fn gathering<'a>(&'a self, planned: &'a Planned, window: &'a mut Vec<u8>) -> Gather<'a> {
         Gather { reader: &self.reader, origin: &planned.origin, weight: &planned.weight, window }
     }
 }
@@ -317,7 +317,7 @@ pub(super) fn memory(cache: &Cache<PartKey>, len: usize) -> Arc<[u8]> {
 }
 
 /// The gathered elements as the scheme wants them: plus one, cast.
-fn prepare<'a>(origin: &Origin, count: usize, buffers: &'a mut Buffers) -> &'a [u8] {
+pub(super) fn prepare<'a>(origin: &Origin, count: usize, buffers: &'a mut Buffers) -> &'a [u8] {
     if !is_cast(origin) {
         return &buffers.stored;
     }

@@ -252,14 +252,14 @@ impl View {
     }
 
     /// The scheme that a survey concludes, which is made now where it was not yet.
-    fn informed(&self, survey: u32) -> Result<Arc<dyn Scheme>, Failure> {
+    pub(super) fn informed(&self, survey: u32) -> Result<Arc<dyn Scheme>, Failure> {
         let (surveyed, encoder) = (&self.plan.surveys[survey as usize], self.encoder());
         let planned = |weight: u32| &self.plan.weights[weight as usize];
         let look = |weight, tile| encoder.look(planned(weight), &*surveyed.survey, tile);
         self.surveys[survey as usize].conclude(surveyed, |weight| planned(weight).tiles(), look)
     }
 
-    fn encoder(&self) -> Encoder<'_> {
+    pub(super) fn encoder(&self) -> Encoder<'_> {
         let engine = &*self.engine;
         let (reader, counters) = (self.reader(), &engine.counters);
         Encoder { reader, counters, shelf: &engine.shelf, cache: &engine.cache }

@@ -24,6 +24,7 @@ mod settle;
 mod stored;
 mod survey;
 pub mod tree;
+mod values;
 
 use std::sync::Arc;
 
@@ -38,6 +39,7 @@ pub use engine::{Engine, Options, SourceCache};
 pub use error::{Place, ReadError};
 pub use read::Done;
 pub use tree::{Node, Tree};
+pub use values::{Shown, Values};
 
 /// One plan, served.
 #[derive(Debug)]

@@ -18,6 +18,7 @@ mod daemon;
 mod decode;
 mod dense;
 mod dialects;
+mod errors;
 #[cfg(target_os = "linux")]
 mod footprint;
 mod formats;
@@ -41,6 +42,9 @@ mod plan;
 #[cfg(feature = "cli")]
 mod readme;
 mod reads;
+#[cfg(feature = "cli")]
+mod recipes;
+mod report;
 mod runtime;
 mod sources;
 mod store;
