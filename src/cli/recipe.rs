@@ -160,6 +160,8 @@ impl Recipe {
         let rules = typed.rules.iter().cloned().chain(of.rules.iter().map(Exception::text));
         let filled = ViewArgs {
             recipe: None,
+            target_bpw: typed.target_bpw,
+            target_size: typed.target_size.clone(),
             spec: self.one("spec", typed.spec.as_ref(), of.spec.as_ref(), same_spec)?,
             predicate: of.predicate.as_ref().map(|name| name.get_ref().clone()),
             format: self.one("format", typed.format.as_ref(), of.format.as_ref(), String::eq)?,
