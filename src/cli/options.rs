@@ -192,14 +192,34 @@ impl ViewArgs {
     /// # Errors
     /// A word that is unknown or contradicts another.
     pub(super) fn view_spec(&self) -> Result<Spec, Error> {
-        let parts = Parts {
+        Spec::parse(self.spec.as_deref(), &self.parts())
+    }
+
+    /// What fills what a spec leaves open.
+    #[must_use]
+    pub fn parts(&self) -> Parts {
+        Parts {
             format: self.format.clone(),
             bits: self.bits,
             group_size: self.group_size,
             mode: self.mode.clone(),
             method: self.method.clone(),
+        }
+    }
+
+    /// The same for a process in another directory and at another time: recipes are read, files are named from the
+    /// root on.
+    ///
+    /// # Errors
+    /// A recipe that cannot be read, an adapter whose scale is no number.
+    pub fn resolved(&self) -> Result<Self, Error> {
+        let lora = |text: &String| {
+            let (path, _) = scaled(text)?;
+            Ok(format!("{}{}", absolute(path), &text[path.len()..]))
         };
-        Spec::parse(self.spec.as_deref(), &parts)
+        let read = self.with_recipe()?;
+        let loras = read.loras.iter().map(lora).collect::<Result<_, Error>>()?;
+        Ok(Self { overrides: read.overrides.iter().map(|path| absolute(path)).collect(), loras, ..read })
     }
 }
 
@@ -226,18 +246,21 @@ fn with_config(path: &str) -> String {
 }
 
 /// A path from the root on, so that a manifest tells what it names wherever it is read; a repo id as it is.
-fn absolute(path: &str) -> String {
+pub(super) fn absolute(path: &str) -> String {
     let there = Path::new(path).exists().then(|| std::path::absolute(path).ok()).flatten();
     there.map_or_else(|| path.to_owned(), |path| path.to_string_lossy().into_owned())
 }
 
-/// `ADAPTER` or `ADAPTER:SCALE`: what stands behind the last colon is a scale where it is a number.
+/// `ADAPTER` or `ADAPTER:SCALE`: what stands behind the last colon is a scale, unless a slash does or a file has
+/// that whole name.
 pub(super) fn scaled(text: &str) -> Result<(&str, f32), Error> {
     let Some((adapter, scale)) = text.rsplit_once(':') else { return Ok((text, 1.0)) };
     match scale.parse::<f32>() {
         Ok(scale) if scale.is_finite() && !adapter.is_empty() => Ok((adapter, scale)),
-        Ok(_) => Err(Error::Spec(format!("--lora {text}: ADAPTER:SCALE has a name and a finite number"))),
-        Err(_) => Ok((text, 1.0)),
+        Err(_) if scale.contains('/') || Path::new(text).exists() => Ok((text, 1.0)),
+        _ => Err(Error::Spec(format!(
+            "--lora {text}: `{scale}` is no finite number, as the SCALE of ADAPTER:SCALE is, and no file has that whole name"
+        ))),
     }
 }
 
@@ -264,5 +287,27 @@ pub(super) fn shard_size(text: &str) -> Result<Option<u64>, String> {
     match text {
         "source" => Ok(None),
         text => size::parse(text).map(Some).map_err(|why| format!("{text}: {why}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+    use super::*;
+
+    #[test]
+    fn an_adapters_scale_is_a_number() {
+        assert_eq!(scaled("a:0.5").unwrap(), ("a", 0.5));
+        assert_eq!(scaled("/a:b/lora").unwrap(), ("/a:b/lora", 1.0));
+        assert_eq!(scaled("/a:b/lora:-2").unwrap(), ("/a:b/lora", -2.0));
+        let dir = tempfile::tempdir().unwrap();
+        let named = dir.path().join("a:abc").display().to_string();
+        for bad in [named.as_str(), "a:abc", "a:", "a:inf", ":1"] {
+            let why = scaled(bad).unwrap_err().to_string();
+            assert!(why.contains(bad) && why.contains("SCALE"), "{why}");
+        }
+        std::fs::write(&named, "").unwrap();
+        assert_eq!(scaled(&named).unwrap(), (named.as_str(), 1.0));
     }
 }

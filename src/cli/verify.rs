@@ -13,8 +13,10 @@ use crate::{
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:\n  quantfs verify ./Some-Llama-4bit\n  \
     quantfs verify ./Some-Llama-4bit --against ~/models/Some-Llama\n  \
-    quantfs verify ./mlx-converted --against ~/models/Some-Llama --tensors --bits 4\n\n\
-    Without view options, --against compares with the view that quantization.json names.")]
+    quantfs verify ./mlx-converted --against ~/models/Some-Llama --tensors --bits 4\n  \
+    quantfs verify ./rounded --against ~/models/Some-Llama --spec dense-4bit\n\n\
+    Without view options, --against compares with the view that quantization.json names. A view of dense-SPEC has no \
+    such\nfile, being the source's files with other values: say its spec again.")]
 pub struct Verify {
     /// A quantized directory: exported, mounted, or written by another tool
     pub dir: PathBuf,

@@ -132,6 +132,9 @@ impl<'a> Builder<'a> {
         let decided = decided(scope.spec, &arrangement, &decisions, &units, &laid.names);
         let said = dialect.check(default, &decided);
         said.map_err(|why| Error::refused(format!("{}: {why}", self.place_of(set))))?;
+        for warning in dialect.misread(default, &decided) {
+            self.plan.warnings.push(format!("{}: {warning}", self.place_of(set)));
+        }
         self.list_layers(set, &arrangement, &decisions, &laid.names);
         self.plan.files.extend(laid.files);
         if laid.rewritten {

@@ -68,7 +68,10 @@ fn of(set: &Set, tensor: &Arranged, slice: &Slice, decision: &Decision) -> Resul
     let scheme: Arc<dyn Scheme> = Arc::new(Dense::new(stored.scheme.clone(), stored.weight.float));
     let weight = Weight { stem: info.name.clone(), float, shape: info.shape.clone() };
     let parts = scheme.parts(&weight).map_err(|e| e.0)?;
-    Ok(Shown { spec: stored.spec.clone(), scheme, weight, parts, why: decision.why.clone() })
+    let first = (stored.weight.float != float).then(|| format!("cast to {} first", stored.weight.float.name()));
+    let said = Some(decision.why.clone()).filter(|why| !why.is_empty());
+    let why = said.into_iter().chain(first).collect::<Vec<_>>().join("; ");
+    Ok(Shown { spec: stored.spec.clone(), scheme, weight, parts, why })
 }
 
 /// Whether a tensor is a source tensor as it lies there.

@@ -278,6 +278,9 @@ impl Typed {
         if rest.split('-').any(str::is_empty) && (!rest.is_empty() || text.ends_with('-')) {
             return Err(Error::spec(format!("`{text}`: an empty word between dashes")));
         }
+        if let Some(twice) = words.iter().enumerate().find_map(|(i, word)| words[..i].contains(word).then_some(word)) {
+            return Err(Error::spec(format!("`{text}` says `{twice}` twice")));
+        }
         let within = match (format, view) {
             (Some(format), _) => format,
             (None, Some(view)) => view.format,

@@ -28,7 +28,10 @@ mod values;
 
 use std::sync::Arc;
 
-use crate::{plan::Plan, source::Source};
+use crate::{
+    plan::{Plan, Surveyed},
+    source::Source,
+};
 
 pub use ahead::Access;
 pub use counters::Snapshot;
@@ -47,7 +50,7 @@ pub struct View {
     engine: Arc<Engine>,
     ahead: ahead::Ahead,
     stored: Option<stored::Stored>,
-    surveys: Vec<survey::Findings>,
+    surveys: Vec<Arc<survey::Findings>>,
 }
 
 impl View {
@@ -57,7 +60,9 @@ impl View {
     pub fn new(plan: Arc<Plan>, source: Arc<dyn Source>, engine: Arc<Engine>) -> Arc<Self> {
         let tree = Tree::new(&plan.files);
         let stored = engine.store.as_ref().map(|store| stored::Stored::open(store, &plan, &*source));
-        let surveys = plan.surveys.iter().map(|_| survey::Findings::default()).collect();
+        // The key of one of its weights says what is asked, of which weights.
+        let key = |surveyed: &Surveyed| plan.weights[surveyed.members[0] as usize].key;
+        let surveys = plan.surveys.iter().map(|surveyed| engine.findings(key(surveyed))).collect();
         let view = Arc::new(Self { plan, source, tree, engine, ahead: ahead::Ahead::default(), stored, surveys });
         view.start_settling();
         view

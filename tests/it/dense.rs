@@ -9,6 +9,7 @@ use std::{
 use quantfs::{
     plan::{self, Options, Parts, Spec},
     runtime::Weights,
+    tensor::Float,
 };
 
 use crate::common::views::{self, tensors};
@@ -88,6 +89,7 @@ fn specs_of_values_are_spelt_and_refused() {
         ("dense-source", "rounds nothing"),
         ("dense-mlx-source", "rounds nothing"),
         ("dense-dense-4bit", "neither a format nor a scheme"),
+        ("bnb-nf4-dq-dq", "says `dq` twice"),
     ] {
         let error = spell(text).unwrap_err().to_string();
         assert!(error.contains(why), "{text}: {error}");
@@ -99,6 +101,22 @@ fn specs_of_values_are_spelt_and_refused() {
     let options = Options { shard_size: Some(1 << 20), ..Options::new(spec) };
     let error = plan::build(source.as_ref(), &options).unwrap_err().to_string();
     assert!(error.contains("--shard-size"), "{error}");
+}
+
+/// What values are cast to before they are rounded is said of each tensor: the dtype that is shown does not tell.
+#[test]
+fn casts_before_rounding_are_said() {
+    let source = views::open(&golden("llama_src"));
+    let why = |dtype| {
+        let options = Options { dtype, ..views::options("dense-4bit", &["lm_head=8bit"]).unwrap() };
+        let plan = plan::build(source.as_ref(), &options).unwrap();
+        let of = |name: &str| plan.rows.iter().find(|row| row.name == name).unwrap().why.clone();
+        [of("model.layers.0.mlp.up_proj.weight"), of("lm_head.weight"), of("model.norm.weight")]
+    };
+    let [plain, ruled, norm] = why(None);
+    assert_eq!((plain.as_str(), ruled.as_str()), ("", "rule lm_head=8bit"));
+    let cast = [String::from("cast to float16 first"), ruled + "; cast to float16 first", norm];
+    assert_eq!(why(Some(Float::F16)), cast);
 }
 
 /// A survey over the whole tensor, through the engine: every tensor's values are multiples of one scale.

@@ -93,6 +93,24 @@ fn what_configs_cannot_say_is_refused() {
     assert!(head.contains("lm_head") && head.contains("take dense"), "{head}");
 }
 
+/// transformers takes a quantized output layer for a dense one, and every layer for one of the first lines' parameters.
+#[test]
+fn what_transformers_misreads_is_said() {
+    let dir = tempfile::tempdir().unwrap();
+    model(dir.path());
+    let told = |rules: &[&str]| view(dir.path(), "gptq-4bit-g32", rules).plan().warnings.clone();
+    assert!(told(&["*up_proj=source"]).is_empty());
+    for (rule, name) in
+        [("lm_head=4bit", "lm_head is quantized"), ("*up_proj=8bit", "up_proj.weight has other parameters")]
+    {
+        let warnings = told(&[rule]);
+        assert!(
+            warnings.len() == 1 && warnings[0].contains(name) && warnings[0].contains("transformers"),
+            "{warnings:?}"
+        );
+    }
+}
+
 #[test]
 fn exported_directories_are_read_back() {
     for spec in ["gptq-4bit-g32", "gptq-3bit-g64-asym", "gptq-8bit-asym-v2", "gptq-2bit-g32", "awq", "awq-4bit-g64"] {

@@ -28,6 +28,7 @@ mod gptq_views;
 mod hostile;
 mod kernels;
 mod layers;
+mod living;
 mod models;
 #[cfg(feature = "fuse")]
 mod mount;
@@ -47,3 +48,4 @@ mod report;
 mod runtime;
 mod sources;
 mod store;
+mod views;

@@ -58,6 +58,14 @@ impl Dialect for Gptq {
         }
     }
 
+    fn misread(&self, default: Option<&dyn Scheme>, decided: &[Decided<'_>]) -> Vec<String> {
+        let head = quantized(decided).any(|name| name == HEAD).then(|| format!("{HEAD} is quantized"));
+        let other = hf::odd_one(default, decided, |own, top| own == top)
+            .map(|d| format!("{} has other parameters than the view's", d.tensor.info.name));
+        let told = |what| format!("{what}, which transformers misreads; gptqmodel, vLLM and SGLang read it");
+        head.into_iter().chain(other).map(told).collect()
+    }
+
     fn config(
         &self,
         component: &Component<'_>,

@@ -204,6 +204,12 @@ pub trait Dialect: Sync + Debug {
         Ok(())
     }
 
+    /// What was decided that some of the loaders misread, which their config has words for all the same.
+    fn misread(&self, default: Option<&dyn Scheme>, decided: &[Decided<'_>]) -> Vec<String> {
+        let _ = (default, decided);
+        vec![]
+    }
+
     /// `config.json` as the view shows it; `None` leaves the source's bytes. `default` is
     /// the view's own scheme, `None` for a dense view.
     fn config(
