@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, path::Path, sync::Arc};
 use clap::Args;
 
 use crate::{
-    bulk::{self, target::Target},
-    cli::{Failure, progress::Bar, size},
+    bulk::target::Target,
+    cli::{Failure, chosen, size},
     plan::{Adapter, ComponentOptions, Error, Options, Override, Parts, Predicate, Rename, Rule, Spec},
     source::{self, Caches, Joined, Source},
     tensor::Float,
@@ -112,10 +112,8 @@ impl ViewArgs {
     fn open_filled(&self, name: &str, caches: &Caches) -> Result<(Arc<dyn Source>, Options), Failure> {
         let (source, options) = self.open_without_target(name, caches)?;
         let Some(target) = self.target()? else { return Ok((source, options)) };
-        let bar = Bar::new("choose");
-        let chosen = bulk::target::choose(&source, &options, target, &bar)?;
-        bar.finish();
-        Ok((source, chosen.options))
+        let options = chosen::options(&source, &options, target)?;
+        Ok((source, options))
     }
 
     /// The size that the view shall have, where one was asked for.
@@ -129,11 +127,7 @@ impl ViewArgs {
     }
 
     /// As [`open`](Self::open), but for the choice of schemes that a target asks for.
-    pub(super) fn open_without_target(
-        &self,
-        name: &str,
-        caches: &Caches,
-    ) -> Result<(Arc<dyn Source>, Options), Failure> {
+    fn open_without_target(&self, name: &str, caches: &Caches) -> Result<(Arc<dyn Source>, Options), Failure> {
         let mut options = self.options()?;
         let base = source::open(name, caches)?;
         if self.overrides.is_empty() && self.loras.is_empty() {

@@ -1,13 +1,14 @@
 //! How much of what a model says comes from each weight, as far as names tell.
 //!
-//! A relative error of a weight is a relative error of what its layer adds. In a network of residual layers all
-//! additions together make the last activations, each layer's about equally, and half of it is its attention's,
-//! half its feed-forward part's; within such a part factors follow each other, and a relative error of any is one of
-//! the product. So a weight of one of L numbered layers has the share 1 / 2L, and one outside of them,
-//! embeddings and output layers, has all: 1. Experts divide their layer's share. A component of a pipeline is a model of its own.
+//! A relative error of a weight is a relative error of what its layer adds. In a network of L numbered layers 2L
+//! additions, of an attention and a feed-forward part each, make the last activations, each about equally much; factors
+//! of a part follow each other, so that a relative error of any of them is one of the part. What stands outside of the
+//! layers, embeddings and output layers, is met by all that is said: its share is 1. Experts divide the share of their
+//! layer. A component of a pipeline is a model of its own.
 //!
-//! On a trained Llama of four layers the divergence that a single 3-bit weight caused, for its relative error, was within a
-//! factor of three of this for all matrices but queries and keys, which it overrates; by size it varies by sixteen.
+//! On a trained Llama of four layers single matrices of 3 bits, all others left alone, made a divergence per relative
+//! error of 0.6 (embedding) and 1/15 (a matrix of the layers, on average; between 1/50 and 1/7) of the output
+//! layer's: about half of 1 / 2L. Hence the damping.
 
 use std::collections::{HashMap, HashSet};
 
@@ -15,6 +16,9 @@ use crate::plan::{Plan, Row};
 
 /// Parts of a layer that add to what runs through: attention, and feed-forward.
 const ADDITIONS: f64 = 2.0;
+
+/// How much less than an error of the output layer itself one of equal size in what it is given does: measured.
+const DAMPING: f64 = 2.0;
 
 /// Of each row of a plan.
 pub(super) fn shares(plan: &Plan) -> Vec<f64> {
@@ -27,7 +31,7 @@ pub(super) fn shares(plan: &Plan) -> Vec<f64> {
     }
     let share = |name: &Option<Name<'_>>| {
         let Some(name) = name else { return 1.0 };
-        1.0 / (ADDITIONS * layers[&name.list()].len() as f64 * alike[&name.kind()] as f64)
+        1.0 / (DAMPING * ADDITIONS * layers[&name.list()].len() as f64 * alike[&name.kind()] as f64)
     };
     names.iter().map(share).collect()
 }
