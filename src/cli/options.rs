@@ -5,7 +5,8 @@ use std::{collections::BTreeMap, path::Path, sync::Arc};
 use clap::Args;
 
 use crate::{
-    cli::{Failure, size},
+    bulk::target::Target,
+    cli::{Failure, chosen, size},
     plan::{Adapter, ComponentOptions, Error, Options, Override, Parts, Predicate, Rename, Rule, Spec},
     source::{self, Caches, Joined, Source},
     tensor::Float,
@@ -38,6 +39,12 @@ pub struct ViewArgs {
     /// what flags leave open
     #[arg(long, value_name = "FILE|NAME")]
     pub recipe: Option<String>,
+    /// Choose a scheme for each weight, so that an element of the view takes so many bits on average over all tensors
+    #[arg(long, value_name = "BITS", conflicts_with = "target_size", value_parser = target_bpw)]
+    pub target_bpw: Option<f64>,
+    /// Choose a scheme for each weight, so that the weight files of the view come to this size
+    #[arg(long, value_name = "SIZE")]
+    pub target_size: Option<String>,
     /// Exceptions, the first match wins: a glob over source tensor names and a spec; `source` keeps
     /// a tensor (repeatable)
     #[arg(long = "rule", value_name = "PATTERN=SPEC")]
@@ -103,6 +110,24 @@ impl ViewArgs {
     }
 
     fn open_filled(&self, name: &str, caches: &Caches) -> Result<(Arc<dyn Source>, Options), Failure> {
+        let (source, options) = self.open_without_target(name, caches)?;
+        let Some(target) = self.target()? else { return Ok((source, options)) };
+        let options = chosen::options(&source, &options, target)?;
+        Ok((source, options))
+    }
+
+    /// The size that the view shall have, where one was asked for.
+    ///
+    /// # Errors
+    /// A text that is no size.
+    pub(super) fn target(&self) -> Result<Option<Target>, Error> {
+        let size = self.target_size.as_deref().map(size::parse).transpose();
+        let size = size.map_err(|why| Error::Spec(format!("--target-size: {why}")))?;
+        Ok(self.target_bpw.map(Target::BitsPerWeight).or(size.map(Target::Bytes)))
+    }
+
+    /// As [`open`](Self::open), but for the choice of schemes that a target asks for.
+    fn open_without_target(&self, name: &str, caches: &Caches) -> Result<(Arc<dyn Source>, Options), Failure> {
         let mut options = self.options()?;
         let base = source::open(name, caches)?;
         if self.overrides.is_empty() && self.loras.is_empty() {
@@ -230,6 +255,13 @@ pub(super) fn scaled(text: &str) -> Result<(&str, f32), Error> {
         _ => Err(Error::Spec(format!(
             "--lora {text}: `{scale}` is no finite number, as the SCALE of ADAPTER:SCALE is, and no file has that whole name"
         ))),
+    }
+}
+
+fn target_bpw(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(bits) if bits.is_finite() && bits > 0.0 => Ok(bits),
+        _ => Err("a number of bits, 4.5 say".to_owned()),
     }
 }
 

@@ -93,6 +93,11 @@ impl Config {
             let why = "--spec: each of several views says its own; write it as --view NAME=SPEC";
             return Err(Failure::usage(why));
         }
+        if many.are_said() && view.target()?.is_some() {
+            let why =
+                "of several views each says its own; write recipes (`quantfs recipe`) and name them: --view NAME=@FILE";
+            return Err(Failure::usage(format!("--target-bpw, --target-size: {why}")));
+        }
         let mut named = BTreeMap::new();
         for text in &many.views {
             let (name, said) = name_and_spec(text).map_err(|why| Failure::usage(format!("--view {text}: {why}")))?;

@@ -192,7 +192,7 @@ impl<'a> Builder<'a> {
             let same = Arranged { info: info.clone(), from: vec![Slice::whole(number, info)], plus_one: false };
             let (becomes, why, weight) = match shown {
                 Err(why) => {
-                    let plain = Decision { stored: None, why: why.clone() };
+                    let plain = Decision::dense(why.clone());
                     if !place.is_own(set) {
                         let mut outputs = self.unit(set, &same, &plain)?.outputs.into_iter().flat_map(|o| o.contents);
                         replaced.extend(outputs.next().map(|(content, _)| (number, content)));
@@ -218,6 +218,7 @@ impl<'a> Builder<'a> {
                 bytes_after: bytes,
                 sources: vec![info.name.clone()],
                 weight,
+                by_spec: false,
             });
         }
         survey::plan(&mut self.plan, first, &BTreeMap::new(), dialect);
@@ -380,6 +381,7 @@ impl<'a> Builder<'a> {
                 bytes_after: 0,
                 sources: vec![],
                 weight: None,
+                by_spec: false,
             });
         }
     }
@@ -403,6 +405,7 @@ impl<'a> Builder<'a> {
             bytes_after,
             sources: names,
             weight: decision.stored.as_ref().and_then(|_| self.last_weight()),
+            by_spec: decision.by_spec,
         });
     }
 

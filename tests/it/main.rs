@@ -48,4 +48,5 @@ mod report;
 mod runtime;
 mod sources;
 mod store;
+mod targets;
 mod views;
