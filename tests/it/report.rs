@@ -74,7 +74,7 @@ fn figures_are_those_of_inspect() {
             told(&[&["inspect", ".", "--errors", "--json", "--sample", sample], spec].concat(), dir.path())
         };
         let own = inspect(&view);
-        for key in ["spec", "source", "totals", "warnings", "hidden", "files"] {
+        for key in ["spec", "source", "sample", "totals", "warnings", "hidden", "files"] {
             assert_eq!(facts[key], own[key], "{key}");
         }
         let tensors = facts["tensors"].as_array().unwrap();

@@ -52,14 +52,13 @@ pub fn measure(view: &Arc<View>, options: &Options, asked: &Asked, progress: &dy
     let each = errors::work(view.plan(), asked.sample);
     progress.begin(each * (others.len() as u64 + 2));
     let found = errors::measured(view, asked.sample, progress)?;
-    let mut json = errors::to_json(view.plan(), &found);
+    let mut json = errors::to_json(view.plan(), &found, asked.sample);
     for (row, of) in json["tensors"].as_array_mut().into_iter().flatten().zip(&view.plan().rows) {
         row["bits_per_weight"] = json!(of.bits_per_weight());
     }
     json["histograms"] = histograms::of(view, &found, asked.sample, progress)?;
     candidates::add(&mut json, (view, &found), options, &others, asked.sample, &Step { progress, each })?;
     json["options"] = options.to_json();
-    json["sample"] = json!(asked.sample);
     json["version"] = json!(env!("CARGO_PKG_VERSION"));
     Ok(json)
 }

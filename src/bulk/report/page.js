@@ -101,7 +101,8 @@
     return draw;
   }
 
-  const code = (text) => h("span", { class: "name" }, text);
+  // A name may break after its dots.
+  const code = (text) => h("span", { class: "name" }, ...text.split(/(?<=[./])/).flatMap((part) => [part, h("wbr")]));
   const number = (name, value, show) => ({ name, number: true, value: (row) => value(row) ?? null, show: (row, x) => show(x) });
 
   // Scales and ticks.
@@ -216,8 +217,7 @@
       if (value === null) return h("td", { title: "not quantized, or no signal" }, dash);
       const node = h("td", null, percent(value, 2));
       const t = value > 0 ? Math.max(0, Math.min(1, share(value))) : 0;
-      node.style.background = `color-mix(in oklab, var(--high) ${Math.round(t * 100)}%, var(--low))`;
-      node.style.color = t > 0.5 ? "var(--on-high)" : "var(--on-low)";
+      node.style.setProperty("--t", t.toFixed(3));
       return node;
     };
     const row = (name, i) => h("tr", null, h("th", { scope: "row", class: "name", title: name }, name), ...columns.map((one) => cell(one[by][i])));
