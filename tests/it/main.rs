@@ -27,6 +27,7 @@ mod gptq_views;
 mod hostile;
 mod kernels;
 mod layers;
+mod methods;
 mod models;
 #[cfg(feature = "fuse")]
 mod mount;
