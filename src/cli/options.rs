@@ -6,7 +6,7 @@ use clap::Args;
 
 use crate::{
     cli::{Failure, size},
-    plan::{Adapter, Error, Options, Override, Parts, Rename, Rule, Spec},
+    plan::{Adapter, Error, Importance, Options, Override, Parts, Rename, Rule, Spec},
     source::{self, Caches, Joined, Source},
     tensor::Float,
 };
@@ -57,6 +57,10 @@ pub struct ViewArgs {
     /// times SCALE (repeatable; they add up) [default SCALE: 1]
     #[arg(long = "lora", value_name = "ADAPTER[:SCALE]")]
     pub loras: Vec<String>,
+    /// What errors weigh, for methods that weigh them (`ls`, `hqq`): llama.cpp's importance matrix (GGUF or .dat), or
+    /// .safetensors with a tensor of each weight's name, [columns] or [experts, columns]
+    #[arg(long, value_name = "FILE")]
+    pub importance: Option<String>,
     /// Show an all-in-one checkpoint (denoiser, text encoders and VAE in one file) as component directories
     #[arg(long)]
     pub split: bool,
@@ -79,6 +83,8 @@ impl ViewArgs {
     /// A word that is unknown or contradicts another; a source, override or adapter that is not there.
     pub fn open(&self, name: &str, caches: &Caches) -> Result<(Arc<dyn Source>, Options), Failure> {
         let mut options = self.options()?;
+        let importance = self.importance.as_deref().map(|path| Importance::open(Path::new(path)));
+        options.importance = importance.transpose()?.map(Arc::new);
         let base = source::open(name, caches)?;
         if self.overrides.is_empty() && self.loras.is_empty() {
             return Ok((base.into(), options));

@@ -25,6 +25,7 @@ mod golden;
 mod gptq;
 mod gptq_views;
 mod hostile;
+mod importance;
 mod kernels;
 mod layers;
 mod methods;
