@@ -53,7 +53,7 @@ fn model(config: &str, experts: usize) -> TempDir {
     let mut tensors = vec![bf16("model.norm.weight", &[128], &[1.0; 128])];
     for (seed, (name, shape)) in (1..).zip(shapes(experts)) {
         let mut values = values(seed, shape.iter().product());
-        values.iter_mut().step_by(37 + seed as usize).for_each(|v| *v *= (seed % 5 + 1) as f32);
+        values.iter_mut().step_by(37 + usize::try_from(seed).unwrap()).for_each(|v| *v *= (seed % 5 + 1) as f32);
         tensors.push(bf16(&format!("{name}.weight"), &shape, &values));
     }
     write(&dir.path().join("model.safetensors"), &tensors, 8);
