@@ -89,6 +89,8 @@ fn dense(component: &str, held: &Held) -> Row {
         bytes_before: bytes,
         bytes_after: bytes,
         sources: vec![],
+        weight: None,
+        by_spec: false,
     }
 }
 

@@ -1,17 +1,21 @@
-//! What reads whole views: export, verify; and what measures the machine: bench.
+//! What reads whole views: export, verify, errors, report, target sizes; and what measures the machine: bench.
 //!
 //! Library code that takes long tells a [`Progress`]; the bar is the command line's. Knows no FUSE
 //! and prints nothing.
 
+pub mod allocate;
 mod audit;
 pub mod bench;
 mod compare;
 mod describe;
+pub mod errors;
 mod export;
 mod holdings;
 mod models;
 mod recognized;
+pub mod report;
 mod stated;
+pub mod target;
 mod tensors;
 
 pub use audit::{Audit, audit};

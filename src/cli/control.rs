@@ -22,7 +22,7 @@ use serde_json::Value;
 
 use crate::fuse::mountinfo;
 
-use super::belongings;
+use super::{belongings, options::ViewArgs, views::ManyArgs};
 
 /// Of the protocol. A daemon refuses requests of another version, by name.
 const VERSION: u32 = 1;
@@ -39,12 +39,20 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// A live daemon answers in milliseconds; a stuck one must not hold `status` up.
 const PATIENCE: Duration = Duration::from_secs(3);
 
+/// The headers of thousands of files on a slow network may take a while.
+const PATIENCE_WITH_PLANS: Duration = Duration::from_secs(120);
+
 /// What a client may ask.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "lowercase")]
 pub(super) enum Request {
     /// How the mount is doing.
     Status,
+    /// Show something else.
+    Remount {
+        /// What; the same, planned anew, where nothing is said.
+        asked: Option<Box<(ViewArgs, ManyArgs)>>,
+    },
     /// Take the mount down.
     Unmount {
         /// End its readers, too.
@@ -203,7 +211,8 @@ pub(super) fn ask(entry: &mountinfo::Entry, request: Request) -> io::Result<Valu
 
 fn ask_at(path: &Path, request: Request) -> io::Result<Value> {
     let mut stream = UnixStream::connect(path)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    let patience = if matches!(request, Request::Remount { .. }) { PATIENCE_WITH_PLANS } else { PATIENCE };
+    stream.set_read_timeout(Some(patience))?;
     write_line(&mut stream, &Envelope { version: VERSION, request })?;
     let mut line = String::new();
     BufReader::new(stream).take(MAX_ANSWER).read_line(&mut line)?;
@@ -225,6 +234,7 @@ mod tests {
         fn answer(&self, request: Request) -> Result<Value, String> {
             match request {
                 Request::Status => Ok(Value::from("fine")),
+                Request::Remount { asked } => Ok(Value::from(asked.is_some())),
                 Request::Unmount { force } => Err(format!("force {force}")),
             }
         }
@@ -241,6 +251,8 @@ mod tests {
         };
         assert_eq!(said("{\"version\":1,\"request\":\"status\"}\n"), "{\"done\":\"fine\"}");
         assert_eq!(said("{\"version\":1,\"request\":\"unmount\",\"force\":true}\n"), "{\"error\":\"force true\"}");
+        assert_eq!(said("{\"version\":1,\"request\":\"remount\",\"asked\":[{},{}]}\n"), "{\"done\":true}");
+        assert!(said("{\"version\":1,\"request\":\"remount\",\"asked\":[{\"no\":1},{}]}\n").contains("unknown field"));
         assert!(said("{\"version\":2,\"request\":\"status\"}\n").contains("version 1"));
         assert!(said("{\"version\":1,\"request\":\"dance\"}\n").contains("no such request"));
         assert!(said("nonsense\n").contains("JSON"));

@@ -7,9 +7,8 @@
 use std::{
     env,
     ffi::OsString,
-    fs::{self, File},
+    fs::File,
     io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write},
-    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::mpsc,
@@ -23,7 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::fuse::{self, Force, Place, mountinfo};
 
-use super::{Failure, belongings};
+use super::{Failure, belongings, log};
 
 /// Planning reads headers only, but of thousands of files on a slow network it may take a while.
 const READY_TIMEOUT: Duration = Duration::from_secs(120);
@@ -33,9 +32,6 @@ const END_GRACE: Duration = Duration::from_secs(5);
 
 /// The end of a log in which its last line is looked for.
 const LOG_TAIL: u64 = 16 << 10;
-
-/// A log that has grown past this is begun anew with the next mount.
-const MAX_LOG: u64 = 16 << 20;
 
 /// What a background process reports.
 #[derive(Debug, Serialize, Deserialize)]
@@ -72,9 +68,9 @@ pub(super) struct Ready {
 /// # Errors
 /// What keeps the mount from being made, in the background process's own words.
 pub(super) fn start(typed: &[OsString], mountpoint: &Path) -> Result<(Ready, PathBuf), Failure> {
-    let path = belongings::logs()?.join(log_name(mountpoint));
+    let path = log_of(mountpoint)?;
     let cannot = |e| Failure::refused(format!("{}: cannot write the log: {e}", path.display()));
-    let log = open_log(&path).map_err(cannot)?;
+    let log = log::open(&path).map_err(cannot)?;
     let begin = log.metadata()?.len();
     let before = ours()?;
     // Behind the verb: `--` may end the options anywhere after it.
@@ -191,6 +187,14 @@ pub(super) fn report(report: &Report) -> io::Result<()> {
     env::set_current_dir("/")
 }
 
+/// The log of the background process of a mount.
+///
+/// # Errors
+/// Where the directory of logs cannot be had.
+pub(super) fn log_of(mountpoint: &Path) -> io::Result<PathBuf> {
+    Ok(belongings::logs()?.join(log_name(mountpoint)))
+}
+
 /// `/mnt/q4` logs to `mnt-q4.log`.
 fn log_name(mountpoint: &Path) -> OsString {
     let absolute = std::path::absolute(mountpoint).unwrap_or_else(|_| mountpoint.to_owned());
@@ -201,21 +205,11 @@ fn log_name(mountpoint: &Path) -> OsString {
     format!("{}.log", tail.trim_start_matches('-')).into()
 }
 
-fn open_log(path: &Path) -> io::Result<File> {
-    let long = fs::metadata(path).is_ok_and(|m| m.len() > MAX_LOG);
-    let mut options = File::options();
-    options.create(true).mode(0o600);
-    if long {
-        options.write(true).truncate(true)
-    } else {
-        options.append(true)
-    };
-    options.open(path)
-}
-
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+    use std::fs;
 
     use super::*;
 
@@ -226,28 +220,15 @@ mod tests {
     }
 
     #[test]
-    fn a_log_grows_and_is_begun_anew() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("log");
-        for _ in 0..2 {
-            open_log(&path).unwrap().write_all(b"line\n").unwrap();
-        }
-        assert_eq!(fs::read(&path).unwrap(), b"line\nline\n");
-        File::options().write(true).open(&path).unwrap().set_len(MAX_LOG + 1).unwrap();
-        open_log(&path).unwrap();
-        assert_eq!(fs::metadata(&path).unwrap().len(), 0);
-    }
-
-    #[test]
     fn the_last_word_of_a_log_is_found() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
         fs::write(&path, "an earlier mount\n").unwrap();
         let begin = fs::metadata(&path).unwrap().len();
         assert_eq!(last_line(&path, begin), None);
-        open_log(&path).unwrap().write_all(b"first\nthread panicked\n\n").unwrap();
+        log::open(&path).unwrap().write_all(b"first\nthread panicked\n\n").unwrap();
         assert_eq!(last_line(&path, begin).as_deref(), Some("thread panicked"));
-        open_log(&path).unwrap().write_all("x".repeat(100_000).as_bytes()).unwrap();
+        log::open(&path).unwrap().write_all("x".repeat(100_000).as_bytes()).unwrap();
         assert_eq!(last_line(&path, begin).unwrap().len(), 16 << 10);
     }
 

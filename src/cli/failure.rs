@@ -37,6 +37,12 @@ impl Failure {
         Self { code: code.max(FAILED), line, broken_pipe: false }
     }
 
+    /// The same, said of one of several things.
+    #[must_use]
+    pub fn of(self, what: &str) -> Self {
+        Self { line: format!("{what}: {}", self.line), ..self }
+    }
+
     /// 1 or 2; 0 where nobody listens any more, as when the output is piped into `head`.
     #[must_use]
     pub fn code(&self) -> u8 {

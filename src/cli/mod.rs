@@ -5,17 +5,22 @@
 //! becomes one line and an exit code: 0 done, 1 refused or failed, 2 usage.
 
 pub mod bench;
+mod chosen;
 pub mod decode;
 pub mod export;
 mod failure;
 pub mod formats;
 pub mod generate;
 pub mod inspect;
+mod log;
+pub mod manual;
 mod offline;
 pub mod options;
 pub mod perplexity;
 pub mod places;
 pub mod progress;
+pub mod recipe;
+pub mod report;
 pub mod size;
 pub mod verify;
 
@@ -36,32 +41,35 @@ pub mod memory;
 #[cfg(feature = "fuse")]
 pub mod mount;
 #[cfg(feature = "fuse")]
+pub mod remount;
+#[cfg(feature = "fuse")]
 mod signals;
 #[cfg(feature = "fuse")]
 pub mod status;
 #[cfg(feature = "fuse")]
 pub mod umount;
 #[cfg(feature = "fuse")]
+pub mod views;
+#[cfg(feature = "fuse")]
 pub mod warm;
+#[cfg(feature = "fuse")]
+mod watch;
 
 use std::{
     ffi::OsString,
-    io::{self, IsTerminal, Write},
+    io::{self, Write},
+    path::PathBuf,
     process::ExitCode,
 };
 
 #[cfg(feature = "fuse")]
 use clap::CommandFactory;
 use clap::{Parser, Subcommand};
-use tracing_subscriber::EnvFilter;
 
 use crate::kernel;
 
 pub use failure::Failure;
 use places::caches;
-
-/// The log filter, as `tracing` reads it: `debug`, `quantfs::view=trace,warn`.
-const LOG_VARIABLE: &str = "QUANTFS_LOG";
 
 /// Mounts a full-precision model directory and shows it quantized.
 #[derive(Parser, Debug)]
@@ -78,19 +86,34 @@ enum Verb {
     #[cfg(feature = "fuse")]
     Umount(umount::Umount),
     #[cfg(feature = "fuse")]
+    Remount(Box<remount::Remount>),
+    #[cfg(feature = "fuse")]
     Status(status::Status),
     #[cfg(feature = "fuse")]
     Warm(warm::Warm),
     Inspect(inspect::Inspect),
+    Report(report::Report),
+    Recipe(recipe::Recipe),
     Export(export::Export),
     Verify(verify::Verify),
     Generate(generate::Generate),
     Perplexity(perplexity::Perplexity),
     Bench(bench::Bench),
     Formats(formats::Formats),
+    Completions(manual::Completions),
+    Man(manual::Manual),
 }
 
 impl Verb {
+    /// The file that standard error is, where we know.
+    fn log(&self) -> io::Result<Option<PathBuf>> {
+        match self {
+            #[cfg(feature = "fuse")]
+            Self::Mount(mount) => mount.log(),
+            _ => Ok(None),
+        }
+    }
+
     /// Whether this process serves a mount by itself, and logs what it does.
     fn serves(&self) -> bool {
         match self {
@@ -127,7 +150,7 @@ fn run(typed: Vec<OsString>) -> Result<(), Failure> {
         // clap knows how to print: help on standard output, usage errors on standard error.
         Err(e) => e.exit(),
     };
-    start_log(cli.verb.serves())?;
+    log::start(cli.verb.serves(), cli.verb.log()?)?;
     select_kernels()?;
     let out = &mut io::stdout();
     match &cli.verb {
@@ -136,16 +159,22 @@ fn run(typed: Vec<OsString>) -> Result<(), Failure> {
         #[cfg(feature = "fuse")]
         Verb::Umount(args) => umount::run(args, out),
         #[cfg(feature = "fuse")]
+        Verb::Remount(args) => remount::run(args, out),
+        #[cfg(feature = "fuse")]
         Verb::Status(args) => status::run(args, out),
         #[cfg(feature = "fuse")]
         Verb::Warm(args) => warm::run(args, out),
         Verb::Inspect(args) => inspect::run(args, out),
+        Verb::Report(args) => report::run(args, out),
+        Verb::Recipe(args) => recipe::run(args, out),
         Verb::Export(args) => export::run(args, out),
         Verb::Verify(args) => verify::run(args, out),
         Verb::Generate(args) => generate::run(args, out),
         Verb::Perplexity(args) => perplexity::run(args, out),
         Verb::Bench(args) => bench::run(args, out),
         Verb::Formats(args) => formats::run(args, out),
+        Verb::Completions(args) => manual::complete(args, out),
+        Verb::Man(args) => manual::explain(args, out),
     }?;
     out.flush()?;
     Ok(())
@@ -187,17 +216,6 @@ fn select_kernels() -> Result<(), Failure> {
     let selected = kernel::select(name.as_deref());
     selected.map_err(|e| Failure::usage(format!("{ISA_VARIABLE}: {e}; name one of these or unset it")))?;
     Ok(())
-}
-
-/// Logs go to standard error: of a daemon what it does, of other verbs warnings alone.
-fn start_log(daemon: bool) -> Result<(), Failure> {
-    let filter = match std::env::var(LOG_VARIABLE) {
-        Ok(text) => EnvFilter::try_new(text).map_err(|e| Failure::usage(format!("{LOG_VARIABLE}: {e}")))?,
-        // fuser's errors on replies say that a reader has gone meanwhile.
-        Err(_) => EnvFilter::new(if daemon { "info,fuser::reply=off" } else { "warn,fuser::reply=off" }),
-    };
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
-    builder.with_ansi(io::stderr().is_terminal()).try_init().map_err(|e| Failure::refused(e.to_string()))
 }
 
 #[cfg(test)]

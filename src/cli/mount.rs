@@ -5,30 +5,31 @@ use std::{
     num::NonZero,
     path::{Path, PathBuf},
     process,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use clap::Args;
+use sd_notify::NotifyState;
 use serde_json::Value;
 
 use crate::{
     cli::{
         Failure,
         args::{CacheArgs, MountArgs, Passthrough},
-        caches,
         control::{Answers, Control, Request},
         daemon::{self, Ready, Report},
-        facts::Facts,
+        facts::OfMount,
         options::ViewArgs,
         signals::{self, Stop},
         size,
+        views::{Config, ManyArgs, Opened, Prospect},
     },
-    fuse::{self, Force, MountOptions, Session, SessionOptions},
-    plan, source,
+    fuse::{self, Force, Live, MountOptions, Session, SessionOptions, Show},
+    source,
     store::{self, Store},
-    view::{Engine, View},
+    view::Engine,
 };
 
 /// Threads that take requests and never encode: more gain nothing, since they only copy.
@@ -42,6 +43,7 @@ const SETTLING: Duration = Duration::from_secs(5);
 #[command(after_help = "Examples:\n  \
     quantfs mount ~/models/Some-Llama /mnt/q4 --bits 4 --group-size 64\n  \
     quantfs mount org/name@main /mnt/q8 --spec 8bit --rule '*lm_head*=source'\n  \
+    quantfs mount ~/models/Some-Llama /mnt/llama --view small=3bit --view vllm=ct-4bit-g128 --any-view\n  \
     mount -t fuse.quantfs ~/models/Some-Llama /mnt/q4 -o spec=mlx-mxfp4,allow_other")]
 pub struct Mount {
     /// A model directory, a repo id of the Hugging Face cache, or a .safetensors file
@@ -50,6 +52,8 @@ pub struct Mount {
     pub mountpoint: PathBuf,
     #[command(flatten)]
     view: ViewArgs,
+    #[command(flatten)]
+    many: ManyArgs,
     #[command(flatten)]
     cache: CacheArgs,
     #[command(flatten)]
@@ -60,6 +64,14 @@ impl Mount {
     /// Whether this process serves, and logs, by itself.
     pub(super) fn serves(&self) -> bool {
         self.mount.foreground || self.mount.report
+    }
+
+    /// The file that the background process logs to.
+    ///
+    /// # Errors
+    /// Where the directory of logs cannot be had.
+    pub(super) fn log(&self) -> io::Result<Option<PathBuf>> {
+        self.mount.report.then(|| daemon::log_of(&self.mountpoint)).transpose()
     }
 }
 
@@ -87,6 +99,10 @@ pub fn run(args: &Mount, typed: &[std::ffi::OsString], out: &mut dyn Write) -> R
             if args.mount.json { tell_json(&ready, None, out) } else { Ok(()) }
         })
     } else {
+        if args.view.target()?.is_some() {
+            // It may take longer than a mount may, and here somebody sees its progress; the process finds the answer.
+            Config::new(&args.source, &args.view, &args.many)?.open()?;
+        }
         let (ready, log) = daemon::start(typed, &args.mountpoint)?;
         if args.mount.json {
             tell_json(&ready, Some(&log), out)?;
@@ -119,21 +135,27 @@ fn tell(ready: &Ready, log: &Path, out: &mut dyn Write) -> io::Result<()> {
 fn serve(args: &Mount, say: impl FnOnce(Ready) -> io::Result<()>) -> Result<(), Failure> {
     daemon::limit_arenas();
     let stop = Stop::new()?;
-    let view = plan_view(args)?;
-    let facts = Arc::new(Facts::new(Arc::clone(view.plan()), Arc::clone(view.engine())));
-    let mounted = fuse::mount(&args.mountpoint, &mount_options(args, &view))?;
-    let options = session_options(args);
-    let session = Arc::new(Session::start(mounted, Arc::clone(&view), Arc::clone(&facts) as _, &options)?);
-    facts.attach(&session);
-    stop.watch(Arc::clone(&session))?;
-    let _control = control(&session, &facts);
-    let said = say(Ready {
-        source: view.plan().source.clone(),
-        spec: view.plan().spec.clone(),
-        mountpoint: session.place().path.display().to_string(),
-        pid: process::id(),
-        warnings: view.plan().warnings.clone(),
+    let config = Config::new(&args.source, &args.view, &args.many)?;
+    let opened = config.open()?;
+    let store = args.cache.cache_dir.as_ref().map(|dir| open_store(dir, args, &*opened.source)).transpose()?;
+    let of_mount = OfMount::new(opened.name(), Engine::with_store(args.cache.engine(), store)?);
+    let (source, options) = (opened.name().to_owned(), mount_options(args, &opened));
+    let Prospect { show, spec, warnings } = opened.prospect(&config, &of_mount)?;
+    let mounted = fuse::mount(&args.mountpoint, &options)?;
+    let session = Arc::new(Session::start(mounted, show.clone(), &session_options(args))?);
+    of_mount.attach(&session);
+    let daemon = Arc::new(Daemon {
+        session: Arc::clone(&session),
+        of_mount,
+        config: Mutex::new(config),
+        show: Mutex::new(show),
     });
+    let asked = Arc::clone(&daemon);
+    stop.watch(Arc::clone(&session), move || asked.status())?;
+    let _control = control(daemon);
+    let mountpoint = session.place().path.display().to_string();
+    notify(&[NotifyState::Ready, NotifyState::MainPid(process::id()), NotifyState::Status(&spec)]);
+    let said = say(Ready { source, spec, mountpoint, pid: process::id(), warnings });
     if let Err(e) = said {
         // Who asked for the mount is gone, and does not know that it is there.
         session.unmount(Force::Yes)?;
@@ -141,22 +163,26 @@ fn serve(args: &Mount, say: impl FnOnce(Ready) -> io::Result<()>) -> Result<(), 
     }
     let _ended = session.wait(None);
     tracing::info!("the mount is gone");
+    notify(&[NotifyState::Stopping]);
     signals::end_within(signals::END_GRACE + SETTLING, "a worker or a disk hangs");
-    if !view.settle(SETTLING) {
-        tracing::info!("the cache directory was not up to date in time; the next mount goes on with it");
-    }
+    settle(&session);
     Ok(())
 }
 
-fn plan_view(args: &Mount) -> Result<Arc<View>, Failure> {
-    // The directory of the process changes later.
-    let path = Path::new(&args.source);
-    let name =
-        if path.exists() { std::path::absolute(path)?.to_string_lossy().into_owned() } else { args.source.clone() };
-    let (source, options) = args.view.open(&name, &caches())?;
-    let plan = plan::build(source.as_ref(), &options)?;
-    let store = args.cache.cache_dir.as_ref().map(|dir| open_store(dir, args, &*source)).transpose()?;
-    Ok(View::new(Arc::new(plan), source, Engine::with_store(args.cache.engine(), store)?))
+/// Tells systemd, where it waits to hear (`Type=notify`).
+fn notify(news: &[NotifyState<'_>]) {
+    if let Err(e) = sd_notify::notify(news) {
+        tracing::warn!("systemd was not told: {e}");
+    }
+}
+
+/// Lets what was read last reach the cache directory.
+fn settle(session: &Session) {
+    let begun = Instant::now();
+    let left = || SETTLING.saturating_sub(begun.elapsed());
+    if !session.awake().iter().all(|view| view.settle(left())) {
+        tracing::info!("the cache directory was not up to date in time; the next mount goes on with it");
+    }
 }
 
 /// Opens `--cache-dir`, which must be neither in what is shown nor where it is shown: the one would be
@@ -177,10 +203,10 @@ fn open_store(options: &store::Options, args: &Mount, source: &dyn source::Sourc
     Ok(store)
 }
 
-fn mount_options(args: &Mount, view: &View) -> MountOptions {
+fn mount_options(args: &Mount, opened: &Opened) -> MountOptions {
     MountOptions {
-        source: view.plan().source.clone(),
-        source_roots: view.source().local_roots().to_vec(),
+        source: opened.name().to_owned(),
+        source_roots: opened.source.local_roots().to_vec(),
         access: args.mount.access(),
     }
 }
@@ -201,24 +227,57 @@ fn session_options(args: &Mount) -> SessionOptions {
 }
 
 /// The control channel; a mount works without it, but `status` does not see it.
-fn control(session: &Arc<Session>, facts: &Arc<Facts>) -> Option<Control> {
-    let Some(device) = session.place().device else {
+fn control(daemon: Arc<Daemon>) -> Option<Control> {
+    let Some(device) = daemon.session.place().device else {
         tracing::info!("a mount that was handed over has no control socket: its device number is unknown");
         return None;
     };
-    let answers = Arc::new(Daemon { session: Arc::clone(session), facts: Arc::clone(facts) });
-    Control::listen(device, answers).inspect_err(|e| tracing::warn!("no control socket: {e}")).ok()
+    Control::listen(device, daemon).inspect_err(|e| tracing::warn!("no control socket: {e}")).ok()
 }
 
 struct Daemon {
     session: Arc<Session>,
-    facts: Arc<Facts>,
+    of_mount: Arc<OfMount>,
+    /// Held while another one takes over.
+    config: Mutex<Config>,
+    show: Mutex<Show>,
+}
+
+impl Daemon {
+    fn status(&self) -> Result<Value, String> {
+        let show = self.show.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let facts = match show {
+            Show::One(view) => view.facts,
+            Show::Many(catalog) => catalog.facts(),
+        };
+        serde_json::from_slice(&facts.live(Live::Status)).map_err(|e| e.to_string())
+    }
+
+    /// Shows something else from now on; without words the same, planned from what the source is now.
+    fn remount(&self, asked: Option<&(ViewArgs, ManyArgs)>) -> Result<Value, Failure> {
+        let mut config_of_now = self.config.lock().unwrap_or_else(PoisonError::into_inner);
+        let begun = Instant::now();
+        let config = match asked {
+            Some((view, many)) => config_of_now.with(view, many)?,
+            None => config_of_now.clone(),
+        };
+        let Prospect { show, spec, warnings } = config.open()?.prospect(&config, &self.of_mount)?;
+        self.session.swap(show.clone())?;
+        *config_of_now = config;
+        *self.show.lock().unwrap_or_else(PoisonError::into_inner) = show;
+        let milliseconds = begun.elapsed().as_secs_f64() * 1e3;
+        tracing::info!("remounted as {spec} in {milliseconds:.1} ms");
+        Ok(serde_json::json!({ "spec": spec, "warnings": warnings, "milliseconds": milliseconds }))
+    }
 }
 
 impl Answers for Daemon {
     fn answer(&self, request: Request) -> Result<Value, String> {
         match request {
-            Request::Status => Ok(self.facts.status()),
+            Request::Status => self.status(),
+            Request::Remount { asked } => {
+                self.remount(asked.as_deref()).map_err(|failure| failure.line().unwrap_or_default().to_owned())
+            }
             Request::Unmount { force: true } => {
                 signals::stop(&self.session, Force::Yes, signals::FORCED_GRACE);
                 Ok(Value::Null)

@@ -25,11 +25,32 @@ pub(super) fn view(
         // What reads the view must not take more than what encodes it.
         rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
     }
-    let (source, options) = args.open(name, caches)?;
-    let plan = plan::build(source.as_ref(), &options)?;
     let mut engine = crate::view::Options { cache_bytes: CACHE, ..Default::default() };
     if let Some(threads) = threads {
         engine.threads = threads;
     }
-    Ok(View::new(Arc::new(plan), source, Engine::new(engine)?))
+    Ok(planned(name, args, caches, engine)?.0)
+}
+
+/// The same on all processors, and what its arguments mean.
+///
+/// # Errors
+/// What keeps the view from being planned.
+pub(super) fn view_with_options(
+    name: &str,
+    args: &ViewArgs,
+    caches: &source::Caches,
+) -> Result<(Arc<View>, plan::Options), Failure> {
+    planned(name, args, caches, crate::view::Options { cache_bytes: CACHE, ..Default::default() })
+}
+
+fn planned(
+    name: &str,
+    args: &ViewArgs,
+    caches: &source::Caches,
+    engine: crate::view::Options,
+) -> Result<(Arc<View>, plan::Options), Failure> {
+    let (source, options) = args.open(name, caches)?;
+    let plan = plan::build(source.as_ref(), &options)?;
+    Ok((View::new(Arc::new(plan), source, Engine::new(engine)?), options))
 }

@@ -1,11 +1,13 @@
-//! What a daemon does when it is told to stop.
+//! What a daemon does when it is told to stop, or to say how it is doing.
 
 use std::{io, process, sync::Arc, thread, time::Duration};
 
 use signal_hook::{
-    consts::{SIGHUP, SIGINT, SIGTERM},
+    consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1},
     iterator::Signals,
 };
+
+use serde_json::Value;
 
 use crate::fuse::{Force, Session};
 
@@ -26,17 +28,28 @@ impl Stop {
     /// # Errors
     /// Where the system refuses the handlers.
     pub(super) fn new() -> io::Result<Self> {
-        Signals::new([SIGINT, SIGTERM, SIGHUP]).map(Self)
+        Signals::new([SIGINT, SIGTERM, SIGHUP, SIGUSR1]).map(Self)
     }
 
-    /// Takes the mount down at the first signal, gives up its readers at the second.
+    /// Takes the mount down at the first signal, gives up its readers at the second; SIGUSR1 logs what `state` says.
     ///
     /// # Errors
     /// Where the system refuses a thread.
-    pub(super) fn watch(mut self, session: Arc<Session>) -> io::Result<()> {
+    pub(super) fn watch(
+        mut self,
+        session: Arc<Session>,
+        state: impl Fn() -> Result<Value, String> + Send + 'static,
+    ) -> io::Result<()> {
         let watch = move || {
             let mut told = false;
             for signal in self.0.forever() {
+                if signal == SIGUSR1 {
+                    match state() {
+                        Ok(state) => tracing::info!("state: {state}"),
+                        Err(e) => tracing::warn!("no state: {e}"),
+                    }
+                    continue;
+                }
                 tracing::info!(signal, "told to stop");
                 let (force, grace) = if told { (Force::Yes, FORCED_GRACE) } else { (Force::No, GRACE) };
                 told = true;

@@ -13,20 +13,25 @@ use crate::{
         Failure,
         control::{self, Request},
         inspect::print_aligned,
-        size,
+        size, watch,
     },
     fuse::{self, mountinfo},
 };
 
 /// Show mounts: what they show, how often tiles are found ready, speed, memory, errors
 #[derive(Args, Debug)]
-#[command(after_help = "Examples:\n  quantfs status\n  quantfs status /mnt/q4 --json | jq .counters")]
+#[command(
+    after_help = "Examples:\n  quantfs status\n  quantfs status --watch\n  quantfs status /mnt/q4 --json | jq .counters"
+)]
 pub struct Status {
     /// One mount; all where none is named
     pub mountpoint: Option<PathBuf>,
     /// Print JSON: an object for one mount, a list for all
-    #[arg(long)]
+    #[arg(long, conflicts_with = "watch")]
     pub json: bool,
+    /// Draw it anew every second, with all figures
+    #[arg(long)]
+    pub watch: bool,
 }
 
 /// Runs the verb.
@@ -34,11 +39,10 @@ pub struct Status {
 /// # Errors
 /// A path that is no mount of ours.
 pub fn run(args: &Status, out: &mut dyn Write) -> Result<(), Failure> {
-    let entries = match &args.mountpoint {
-        Some(path) => vec![fuse::find(path)?],
-        None => mountinfo::read()?.into_iter().filter(mountinfo::Entry::is_ours).collect(),
-    };
-    let mut found: Vec<Value> = entries.iter().map(status_of).collect();
+    if args.watch {
+        return watch::watch(|| args.ask(), out);
+    }
+    let mut found = args.ask()?;
     if args.json {
         let shown = if args.mountpoint.is_some() { found.remove(0) } else { Value::from(found) };
         writeln!(out, "{shown:#}")?;
@@ -65,6 +69,17 @@ pub fn run(args: &Status, out: &mut dyn Write) -> Result<(), Failure> {
     Ok(())
 }
 
+impl Status {
+    /// What is known of the mounts in question.
+    fn ask(&self) -> Result<Vec<Value>, Failure> {
+        let entries = match &self.mountpoint {
+            Some(path) => vec![fuse::find(path)?],
+            None => mountinfo::read()?.into_iter().filter(mountinfo::Entry::is_ours).collect(),
+        };
+        Ok(entries.iter().map(status_of).collect())
+    }
+}
+
 /// What the daemon says, or what is known without it.
 fn status_of(entry: &mountinfo::Entry) -> Value {
     let (state, mut status) = match control::ask(entry, Request::Status) {
@@ -86,8 +101,6 @@ fn status_of(entry: &mountinfo::Entry) -> Value {
 }
 
 fn row(status: &Value) -> [String; 12] {
-    // Another user's daemon may say anything.
-    let shown = |text: &str| text.replace(char::is_control, "?");
     let text = |key: &str| status[key].as_str().map_or_else(|| "-".to_owned(), shown);
     let number = |value: &Value| value.as_u64().map_or_else(|| "-".to_owned(), |n| n.to_string());
     let share = |value: &Value| value.as_f64().map_or_else(|| "-".to_owned(), |x| format!("{:.1}%", x * 100.0));
@@ -96,7 +109,7 @@ fn row(status: &Value) -> [String; 12] {
     [
         text("mountpoint"),
         text("source"),
-        text("spec"),
+        spec(status),
         number(&status["open_files"]),
         share(&status["hit_rate"]),
         bytes(&status["counters"]["recent_bytes_per_second"], "/s"),
@@ -107,6 +120,21 @@ fn row(status: &Value) -> [String; 12] {
         number(&status["counters"]["not_finite"]),
         text("state"),
     ]
+}
+
+/// The spec of the view; of several their number.
+fn spec(status: &Value) -> String {
+    match (status["spec"].as_str(), status["views"].as_array()) {
+        (Some(spec), _) => shown(spec),
+        (None, Some(views)) if views.len() == 1 => "1 view".to_owned(),
+        (None, Some(views)) => format!("{} views", views.len()),
+        (None, None) => "-".to_owned(),
+    }
+}
+
+/// Another user's daemon may say anything.
+fn shown(text: &str) -> String {
+    text.replace(char::is_control, "?")
 }
 
 /// How much `--cache-dir` holds, and how many of the tiles that were asked for; `-` where there is none.

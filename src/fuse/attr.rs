@@ -31,6 +31,8 @@ pub(super) enum Shape {
     Directory { directories: u32 },
     /// With so many bytes.
     File { len: u64 },
+    /// To a path of so many bytes.
+    Link { len: u64 },
 }
 
 impl Shape {
@@ -38,6 +40,7 @@ impl Shape {
         match self {
             Self::Directory { .. } => FileType::Directory,
             Self::File { .. } => FileType::RegularFile,
+            Self::Link { .. } => FileType::Symlink,
         }
     }
 }
@@ -62,6 +65,7 @@ impl Owner {
         let (perm, nlink, size) = match shape {
             Shape::Directory { directories } => (0o555, directories.saturating_add(2), 0),
             Shape::File { len } => (0o444, 1, len),
+            Shape::Link { len } => (0o777, 1, len),
         };
         FileAttr {
             ino: inode.number(),
@@ -72,7 +76,8 @@ impl Owner {
             ctime: modified,
             crtime: modified,
             kind: shape.kind(),
-            perm: perm & !self.umask,
+            // Nobody asks for a link's.
+            perm: if shape.kind() == FileType::Symlink { perm } else { perm & !self.umask },
             nlink,
             uid: self.uid,
             gid: self.gid,
@@ -105,7 +110,8 @@ mod tests {
     #[test]
     fn sizes_and_permissions() {
         let owner = Owner { uid: 7, gid: 8, umask: 0o077 };
-        let file = owner.attr(Inode::node(0, 5), Shape::File { len: 513 }, SystemTime::UNIX_EPOCH);
+        let file =
+            owner.attr(Inode::Node { generation: 0, index: 5 }, Shape::File { len: 513 }, SystemTime::UNIX_EPOCH);
         assert_eq!((file.size, file.blocks, file.perm, file.nlink), (513, 2, 0o400, 1));
         assert_eq!((file.uid, file.gid), (7, 8));
         let dir = owner.attr(Inode::Root, Shape::Directory { directories: 3 }, SystemTime::UNIX_EPOCH);

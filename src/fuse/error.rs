@@ -5,6 +5,9 @@ use std::{io, path::PathBuf};
 /// Each message names the thing and says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// A view of many, with the reason.
+    #[error("{0}")]
+    View(String),
     /// The kernel has no FUSE.
     #[error("/dev/fuse is missing: load the module with `modprobe fuse`; a container needs `--device /dev/fuse`")]
     NoDevice,

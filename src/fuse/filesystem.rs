@@ -23,19 +23,15 @@ use fuser::{
 use crate::view;
 
 use super::{
-    attr::Shape,
     errno::errno,
     generation::Generation,
     handles::Handle,
     inode::Inode,
-    live::{HIDDEN_DIR, Live},
+    live::Live,
     negotiate, passthrough,
-    shared::Shared,
+    shared::{Root, Shared},
+    target::{FOREVER, Lookup, Target},
 };
-
-/// How long the kernel may believe names and attributes: they do not change for as long as their
-/// generation lives.
-const FOREVER: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// Inode numbers are never used again.
 const NO_REUSE: Reuse = Reuse(0);
@@ -57,75 +53,73 @@ fn guarded(what: &'static str, request: impl FnOnce()) {
     }
 }
 
-/// Where an inode leads.
-enum Target {
-    Node(Arc<Generation>, u32),
-    Hidden,
-    Live(Live),
-}
+/// An entry of a listing: inode, offset of the next one, name, and what is known of it.
+struct Item<'a>(FileAttr, u64, &'a str, Duration);
 
 impl Adapter {
-    /// # Errors
-    /// ESTALE for a node of a view that is gone.
-    fn target(&self, number: INodeNo) -> Result<Target, Errno> {
-        Ok(match Inode::of(number).ok_or(Errno::ENOENT)? {
-            Inode::Root => Target::Node(self.0.current(), 0),
-            Inode::Node { generation, index } => {
-                let generation = self.0.generation(generation).ok_or(Errno::ESTALE)?;
-                if !generation.contains(index) {
-                    return Err(Errno::ESTALE);
-                }
-                Target::Node(generation, index)
-            }
-            Inode::Hidden => Target::Hidden,
-            Inode::Live(live) => Target::Live(live),
-        })
+    /// Does `then` with where an inode leads, now or later; a panic ends this request alone.
+    fn at(
+        &self,
+        what: &'static str,
+        number: INodeNo,
+        then: impl FnOnce(&Self, Result<Target, Errno>) + Send + 'static,
+    ) {
+        let this = Self(Arc::clone(&self.0));
+        self.0.with_target(number, move |target| guarded(what, || then(&this, target)));
     }
 
-    fn attr(&self, generation: &Generation, node: u32) -> FileAttr {
-        self.0.owner.attr(generation.inode(node), generation.shape(node), generation.modified(node))
+    fn reply_entry(&self, target: &Target, reply: ReplyEntry) {
+        let (attr, attr_ttl) = self.0.attr_of(target);
+        // Names of links are not told to a kernel that must be told each name.
+        let brief = matches!(target, Target::Link(_)) && !self.0.has_epochs();
+        let name_ttl = if brief { self.0.absent_ttl() } else { FOREVER };
+        reply.entry_with_ttls(&attr_ttl, &name_ttl, &attr, NO_REUSE);
     }
 
-    /// Attributes with their life time.
-    fn attr_of(&self, target: &Target) -> (FileAttr, Duration) {
-        let started = self.0.started;
-        match target {
-            Target::Node(generation, node) => (self.attr(generation, *node), FOREVER),
-            Target::Hidden => (self.0.owner.attr(Inode::Hidden, Shape::Directory { directories: 0 }, started), FOREVER),
-            // Nobody knows its length before it is opened; reads past the page cache need none.
-            Target::Live(live) => {
-                let attr = self.0.owner.attr(Inode::Live(*live), Shape::File { len: 0 }, SystemTime::now());
-                (attr, Duration::ZERO)
-            }
-        }
-    }
-
-    fn find(&self, parent: INodeNo, name: &OsStr) -> Result<Option<Target>, Errno> {
-        Ok(match self.target(parent)? {
-            Target::Node(_, 0) if name == HIDDEN_DIR => Some(Target::Hidden),
-            Target::Node(generation, node) => {
-                let found = name.to_str().and_then(|name| generation.lookup(node, name));
-                found.map(|child| Target::Node(generation, child))
-            }
-            Target::Hidden => Live::find(name).map(Target::Live),
-            Target::Live(_) => return Err(Errno::ENOTDIR),
-        })
-    }
-
-    fn open_file(&self, number: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        if flags.acc_mode() != OpenAccMode::O_RDONLY {
-            return reply.error(Errno::EROFS);
-        }
-        match self.target(number) {
+    fn look_up(&self, parent: Result<Target, Errno>, name: &OsStr, reply: ReplyEntry) {
+        match parent.and_then(|parent| self.0.find(parent, name)) {
             Err(e) => reply.error(e),
-            Ok(Target::Hidden) => reply.error(Errno::EISDIR),
-            Ok(Target::Live(live)) => {
-                let content = self.0.current().facts.live(live);
-                let handle = self.0.handles.add(Handle::Live(content));
-                reply.opened(handle, FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH);
+            Ok(Lookup::Absent) => reply.entry(&self.0.absent_ttl(), &self.0.owner.absent(), NO_REUSE),
+            Ok(Lookup::Here(target)) => self.reply_entry(&target, reply),
+            Ok(Lookup::Unmade(directory, slot)) => {
+                let this = Self(Arc::clone(&self.0));
+                directory.wake(&slot, move |view| match view {
+                    Ok(view) => guarded("lookup", || this.reply_entry(&Target::Node(view, 0), reply)),
+                    Err(e) => reply.error(e),
+                });
             }
+        }
+    }
+
+    fn reply_attr(&self, number: INodeNo, target: Result<Target, Errno>, reply: ReplyAttr) {
+        match target {
+            Err(e) => reply.error(e),
+            Ok(target) => {
+                let (attr, ttl) = self.0.attr_of(&target);
+                reply.attr(&ttl, &FileAttr { ino: number, ..attr });
+            }
+        }
+    }
+
+    fn open_file(&self, target: Result<Target, Errno>, reply: ReplyOpen) {
+        match target {
+            Err(e) => reply.error(e),
+            Ok(Target::Hidden(_) | Target::Views(_) | Target::Asleep(..)) => reply.error(Errno::EISDIR),
+            Ok(Target::Link(_)) => reply.error(Errno::ELOOP),
+            Ok(Target::Live(generation, live)) => self.open_live(generation, live, reply),
             Ok(Target::Node(generation, node)) => self.open_node(generation, node, reply),
         }
+    }
+
+    fn open_live(&self, generation: u32, live: Live, reply: ReplyOpen) {
+        let this = Self(Arc::clone(&self.0));
+        self.0.with_facts(generation, move |facts| match facts {
+            Err(e) => reply.error(e),
+            Ok(facts) => guarded("open", || {
+                let handle = this.0.handles.add(Handle::Live(facts.live(live)));
+                reply.opened(handle, FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH);
+            }),
+        });
     }
 
     fn open_node(&self, generation: Arc<Generation>, node: u32, reply: ReplyOpen) {
@@ -138,52 +132,41 @@ impl Adapter {
         }
     }
 
-    fn open_directory(&self, number: INodeNo, reply: ReplyOpen) {
-        let (handle, flags) = match self.target(number) {
+    fn open_directory(&self, target: Result<Target, Errno>, reply: ReplyOpen) {
+        let cached = FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;
+        let (handle, flags) = match target {
             Err(e) => return reply.error(e),
-            Ok(Target::Live(_)) => return reply.error(Errno::ENOTDIR),
-            Ok(Target::Hidden) => (Handle::Hidden, FopenFlags::empty()),
-            // The root's number survives its view, so the kernel must not keep its listing.
-            Ok(Target::Node(generation, 0)) => (Handle::Directory { generation, node: 0 }, FopenFlags::empty()),
+            Ok(Target::Live(..) | Target::Link(_) | Target::Asleep(..)) => return reply.error(Errno::ENOTDIR),
+            Ok(Target::Hidden(generation)) => (Handle::Hidden(generation), FopenFlags::empty()),
+            // The root's number survives what it shows, so the kernel must not keep its listing.
+            Ok(Target::Views(directory)) => (Handle::Views(directory.listed()), FopenFlags::empty()),
             Ok(Target::Node(generation, node)) => {
-                (Handle::Directory { generation, node }, FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE)
+                let flags = if generation.inode(node) == Inode::Root { FopenFlags::empty() } else { cached };
+                (Handle::Directory { generation, node }, flags)
             }
         };
         reply.opened(self.0.handles.add(handle), flags);
     }
 
-    /// Calls `add(inode, offset of the next entry, kind, name, target)` until it says that it is full.
-    fn list(
-        &self,
-        handle: FileHandle,
-        offset: u64,
-        mut add: impl FnMut(INodeNo, u64, FileType, &str, Option<&Target>) -> bool,
-    ) -> Result<(), Errno> {
+    /// Calls `add` with one entry after another until it says that it is full.
+    fn list(&self, handle: FileHandle, offset: u64, mut add: impl FnMut(Item<'_>) -> bool) -> Result<(), Errno> {
         let handle = self.0.handles.get(handle).ok_or(Errno::EBADF)?;
-        let (own, parent, children) = match handle.as_ref() {
-            Handle::Directory { generation, node } => {
-                (generation.inode(*node), generation.inode(generation.parent(*node)), generation.children(*node))
-            }
-            Handle::Hidden => (Inode::Hidden, Inode::Root, 0..0),
-            _ => return Err(Errno::ENOTDIR),
+        let (own, parent) = match handle.as_ref() {
+            Handle::Directory { generation, node } => (generation.inode(*node), generation.parent(*node)),
+            Handle::Views(_) => (Inode::Root, Inode::Root),
+            Handle::Hidden(generation) => (Inode::Hidden(*generation), Inode::Root),
+            Handle::File { .. } | Handle::Live(_) => return Err(Errno::ENOTDIR),
         };
         for (at, (inode, name)) in (1..).zip([(own, "."), (parent, "..")]).skip(usize::try_from(offset).unwrap_or(2)) {
-            if add(inode.number(), at, FileType::Directory, name, None) {
+            // The kernel takes only the number and the type of the dots.
+            if add(Item(dots(self.0.owner.absent(), inode.number()), at, name, Duration::ZERO)) {
                 return Ok(());
             }
         }
-        let skip = usize::try_from(offset.saturating_sub(2)).unwrap_or(usize::MAX);
-        let target = |n: usize| match handle.as_ref() {
-            Handle::Directory { generation, .. } => {
-                let node = children.clone().nth(n)?;
-                Some((Target::Node(Arc::clone(generation), node), generation.name(node)))
-            }
-            _ => Live::ALL.get(n).map(|live| (Target::Live(*live), live.name())),
-        };
-        for n in skip.. {
-            let Some((target, name)) = target(n) else { break };
-            let attr = self.attr_of(&target).0;
-            if add(attr.ino, n as u64 + 3, attr.kind, name, Some(&target)) {
+        for n in usize::try_from(offset.saturating_sub(2)).unwrap_or(usize::MAX).. {
+            let Some((target, name)) = listed(&handle, n) else { break };
+            let (attr, ttl) = self.0.attr_of(&target);
+            if add(Item(attr, n as u64 + 3, name, ttl)) {
                 break;
             }
         }
@@ -208,22 +191,44 @@ impl Adapter {
                     Err(e) => reply.error(Errno::from_i32(errno(&e))),
                 }),
             ),
-            Handle::Directory { .. } | Handle::Hidden => reply.error(Errno::EISDIR),
+            Handle::Directory { .. } | Handle::Views(_) | Handle::Hidden(_) => reply.error(Errno::EISDIR),
         }
     }
 
-    fn labels(&self, number: INodeNo) -> Result<Vec<(&'static str, String)>, Errno> {
-        Ok(match self.target(number)? {
+    fn labels(&self, target: Result<Target, Errno>) -> Result<Vec<(&'static str, String)>, Errno> {
+        Ok(match target? {
             Target::Node(generation, _) => generation.facts.labels(),
-            Target::Hidden | Target::Live(_) => Vec::new(),
+            Target::Views(_) => self.0.root().facts().labels(),
+            Target::Hidden(_) | Target::Live(..) | Target::Link(_) | Target::Asleep(..) => Vec::new(),
         })
     }
 
     fn statfs_of(&self, reply: ReplyStatfs) {
-        let generation = self.0.current();
-        let (bytes, files) = generation.totals();
+        let (bytes, files) = match self.0.root() {
+            Root::One(generation) => generation.totals(),
+            Root::Many(directory) => {
+                let listed = directory.listed();
+                listed.iter().fold((0, 0), |(bytes, files), (_, seen)| (bytes + seen.bytes, files + seen.files))
+            }
+        };
         let blocks = bytes.div_ceil(u64::from(STATFS_BLOCK));
         reply.statfs(blocks, 0, 0, files, 0, STATFS_BLOCK, NAME_MAX, STATFS_BLOCK);
+    }
+}
+
+/// The entry of this number in a directory, the dots not counted.
+fn listed(handle: &Handle, n: usize) -> Option<(Target, &str)> {
+    match handle {
+        Handle::Directory { generation, node } => {
+            let child = generation.children(*node).nth(n)?;
+            Some((Target::Node(Arc::clone(generation), child), generation.name(child)))
+        }
+        Handle::Views(views) => {
+            let (slot, seen) = views.get(n)?;
+            Some((Target::Asleep(Arc::clone(slot), *seen), &slot.name))
+        }
+        Handle::Hidden(generation) => Live::ALL.get(n).map(|live| (Target::Live(*generation, *live), live.name())),
+        Handle::File { .. } | Handle::Live(_) => None,
     }
 }
 
@@ -243,38 +248,27 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        guarded("lookup", || match self.find(parent, name) {
-            Err(e) => reply.error(e),
-            Ok(None) => reply.entry(&self.0.absent_ttl(), &self.0.owner.absent(), NO_REUSE),
-            Ok(Some(target)) => {
-                let (attr, attr_ttl) = self.attr_of(&target);
-                reply.entry_with_ttls(&attr_ttl, &FOREVER, &attr, NO_REUSE);
-            }
-        });
+        let name = name.to_owned();
+        self.at("lookup", parent, move |this, parent| this.look_up(parent, &name, reply));
     }
 
     fn getattr(&self, _: &Request, number: INodeNo, handle: Option<FileHandle>, reply: ReplyAttr) {
-        guarded("getattr", || {
-            // An open file answers for itself, even when its view is gone.
-            let open = handle.and_then(|handle| self.0.handles.get(handle));
-            let target = match open.as_deref() {
-                Some(Handle::File { generation, node } | Handle::Directory { generation, node }) => {
-                    Ok(Target::Node(Arc::clone(generation), *node))
-                }
-                _ => self.target(number),
-            };
-            match target {
-                Err(e) => reply.error(e),
-                Ok(target) => {
-                    let (attr, ttl) = self.attr_of(&target);
-                    reply.attr(&ttl, &FileAttr { ino: number, ..attr });
-                }
+        // An open file answers for itself, even when its view is gone.
+        let open = handle.and_then(|handle| self.0.handles.get(handle));
+        match open.as_deref() {
+            Some(Handle::File { generation, node } | Handle::Directory { generation, node }) => {
+                let target = Target::Node(Arc::clone(generation), *node);
+                guarded("getattr", || self.reply_attr(number, Ok(target), reply));
             }
-        });
+            _ => self.at("getattr", number, move |this, target| this.reply_attr(number, target, reply)),
+        }
     }
 
     fn open(&self, _: &Request, number: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        guarded("open", || self.open_file(number, flags, reply));
+        if flags.acc_mode() != OpenAccMode::O_RDONLY {
+            return reply.error(Errno::EROFS);
+        }
+        self.at("open", number, move |this, target| this.open_file(target, reply));
     }
 
     fn read(
@@ -310,7 +304,7 @@ impl Filesystem for Adapter {
     }
 
     fn opendir(&self, _: &Request, number: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        guarded("opendir", || self.open_directory(number, reply));
+        self.at("opendir", number, move |this, target| this.open_directory(target, reply));
     }
 
     fn releasedir(&self, _: &Request, _: INodeNo, handle: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
@@ -322,7 +316,7 @@ impl Filesystem for Adapter {
 
     fn readdir(&self, _: &Request, _: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
         guarded("readdir", || {
-            match self.list(handle, offset, |inode, next, kind, name, _| reply.add(inode, next, kind, name)) {
+            match self.list(handle, offset, |Item(attr, next, name, _)| reply.add(attr.ino, next, attr.kind, name)) {
                 Ok(()) => reply.ok(),
                 Err(e) => reply.error(e),
             }
@@ -331,15 +325,8 @@ impl Filesystem for Adapter {
 
     fn readdirplus(&self, _: &Request, _: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
         guarded("readdirplus", || {
-            let listed = self.list(handle, offset, |inode, next, _, name, target| {
-                let (attr, ttl) = match target {
-                    Some(target) => self.attr_of(target),
-                    // The kernel takes only the number and the type of the dots.
-                    None => (dots(self.0.owner.absent(), inode), Duration::ZERO),
-                };
-                reply.add(inode, next, name, &ttl, &attr, NO_REUSE)
-            });
-            match listed {
+            let add = |Item(attr, next, name, ttl): Item<'_>| reply.add(attr.ino, next, name, &ttl, &attr, NO_REUSE);
+            match self.list(handle, offset, add) {
                 Ok(()) => reply.ok(),
                 Err(e) => reply.error(e),
             }
@@ -351,7 +338,8 @@ impl Filesystem for Adapter {
     }
 
     fn getxattr(&self, _: &Request, number: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        guarded("getxattr", || match self.labels(number) {
+        let name = name.to_owned();
+        self.at("getxattr", number, move |this, target| match this.labels(target) {
             Err(e) => reply.error(e),
             Ok(labels) => match labels.iter().find(|(label, _)| name == *label) {
                 Some((_, value)) => reply_sized(value.as_bytes(), size, reply),
@@ -361,7 +349,7 @@ impl Filesystem for Adapter {
     }
 
     fn listxattr(&self, _: &Request, number: INodeNo, size: u32, reply: ReplyXattr) {
-        guarded("listxattr", || match self.labels(number) {
+        self.at("listxattr", number, move |this, target| match this.labels(target) {
             Err(e) => reply.error(e),
             Ok(labels) => {
                 let names: String = labels.iter().flat_map(|(name, _)| [name, "\0"]).collect();
@@ -386,8 +374,12 @@ impl Filesystem for Adapter {
         reply.ok();
     }
 
-    fn readlink(&self, _: &Request, _: INodeNo, reply: ReplyData) {
-        reply.error(Errno::EINVAL);
+    fn readlink(&self, _: &Request, number: INodeNo, reply: ReplyData) {
+        self.at("readlink", number, move |_, target| match target {
+            Ok(Target::Link(slot)) => reply.data(slot.name.as_bytes()),
+            Ok(_) => reply.error(Errno::EINVAL),
+            Err(e) => reply.error(e),
+        });
     }
 
     fn ioctl(

@@ -1,28 +1,31 @@
 //! One view of a mount, under the number that its inodes carry.
 //!
-//! A mount shows one generation at a time; earlier ones live for as long as somebody has a file of
+//! A view that takes over has another number; earlier ones live for as long as somebody has a file of
 //! theirs open.
 
 use std::{ops::Range, sync::Arc, time::SystemTime};
 
 use crate::view::{Access, Done, Node, View, tree::Kind};
 
-use super::{attr::Shape, inode::Inode, live::Facts, passthrough::Routes};
+use super::{attr::Shape, inode::Inode, live::Facts, passthrough::Routes, show::Shown};
 
 #[derive(Debug)]
 pub(super) struct Generation {
     pub(super) number: u32,
     pub(super) facts: Arc<dyn Facts>,
     pub(super) routes: Routes,
+    /// Whether its root is the mount's.
+    is_root: bool,
     view: Arc<View>,
     totals: (u64, u64),
 }
 
 impl Generation {
-    pub(super) fn new(number: u32, view: Arc<View>, facts: Arc<dyn Facts>) -> Self {
+    pub(super) fn new(number: u32, is_root: bool, shown: Shown) -> Self {
+        let Shown { view, facts } = shown;
         let files = &view.plan().files;
         let totals = (files.iter().map(|file| file.len).sum(), files.len() as u64);
-        Self { number, facts, routes: Routes::default(), view, totals }
+        Self { number, facts, routes: Routes::default(), is_root, view, totals }
     }
 
     fn node(&self, index: u32) -> Option<&Node> {
@@ -34,7 +37,10 @@ impl Generation {
     }
 
     pub(super) fn inode(&self, index: u32) -> Inode {
-        Inode::node(self.number, index)
+        match index {
+            0 if self.is_root => Inode::Root,
+            _ => Inode::Node { generation: self.number, index },
+        }
     }
 
     pub(super) fn lookup(&self, dir: u32, name: &str) -> Option<u32> {
@@ -49,8 +55,12 @@ impl Generation {
         }
     }
 
-    pub(super) fn parent(&self, index: u32) -> u32 {
-        self.node(index).and_then(|node| u32::try_from(node.parent).ok()).unwrap_or(0)
+    /// The directory above; the mount's root above a view's.
+    pub(super) fn parent(&self, index: u32) -> Inode {
+        match index {
+            0 => Inode::Root,
+            _ => self.inode(self.node(index).and_then(|node| u32::try_from(node.parent).ok()).unwrap_or(0)),
+        }
     }
 
     pub(super) fn name(&self, index: u32) -> &str {
@@ -73,12 +83,15 @@ impl Generation {
     pub(super) fn shape(&self, index: u32) -> Shape {
         match self.file(index) {
             Some(file) => Shape::File { len: self.view.plan().files[file].len },
-            None => {
-                let children = self.view.tree().children(index as usize);
-                let directories = children.iter().filter(|child| matches!(child.kind, Kind::Dir(_))).count();
-                Shape::Directory { directories: u32::try_from(directories).unwrap_or(u32::MAX) }
-            }
+            None => Shape::Directory { directories: self.directories(index) },
         }
+    }
+
+    /// How many directories a directory has.
+    pub(super) fn directories(&self, index: u32) -> u32 {
+        let children = self.view.tree().children(index as usize);
+        let directories = children.iter().filter(|child| matches!(child.kind, Kind::Dir(_))).count();
+        u32::try_from(directories).unwrap_or(u32::MAX)
     }
 
     /// Bytes and number of all files.

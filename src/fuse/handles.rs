@@ -13,15 +13,20 @@ use std::{
 
 use fuser::FileHandle;
 
-use super::generation::Generation;
+use super::{
+    directory::{Seen, Slot},
+    generation::Generation,
+};
 
 /// What is open.
 #[derive(Debug)]
 pub(super) enum Handle {
     /// A directory of a view.
     Directory { generation: Arc<Generation>, node: u32 },
-    /// The hidden directory.
-    Hidden,
+    /// The root of many views, as it was when it was opened.
+    Views(Vec<(Arc<Slot>, Seen)>),
+    /// The hidden directory in the root of this generation.
+    Hidden(u32),
     /// A file of a view.
     File { generation: Arc<Generation>, node: u32 },
     /// What a live file said when it was opened.
@@ -53,9 +58,13 @@ impl Handles {
         drop(removed);
     }
 
-    /// Number of open files, live ones and directories not counted.
-    pub(super) fn files(&self) -> usize {
+    /// Numbers of the views that files are open of, once for each file; live ones and directories do not count.
+    pub(super) fn files(&self) -> Vec<u32> {
         let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
-        open.values().filter(|handle| matches!(handle.as_ref(), Handle::File { .. })).count()
+        let of = |handle: &Arc<Handle>| match handle.as_ref() {
+            Handle::File { generation, .. } => Some(generation.number),
+            _ => None,
+        };
+        open.values().filter_map(of).collect()
     }
 }

@@ -6,7 +6,7 @@
 use std::{ffi::OsStr, fmt::Debug};
 
 /// Name of the directory.
-pub(super) const HIDDEN_DIR: &str = ".quantfs";
+pub const HIDDEN_DIR: &str = ".quantfs";
 
 /// The files of the directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,7 +5,7 @@
 //! its readers. fuser is given a descriptor that is already mounted and never mounts or unmounts.
 
 use std::{
-    ffi::OsString,
+    ffi::OsStr,
     io,
     sync::{Arc, Condvar, Mutex, PoisonError},
     thread,
@@ -18,8 +18,14 @@ use rustix::io::Errno;
 use crate::view::View;
 
 use super::{
-    Access, Error, Force, Mounted, Owner, Place, epoch::Epoch, filesystem::Adapter, live::Facts, readahead,
-    shared::Shared, unmount,
+    Access, Error, Force, Mounted, Owner, Place,
+    directory::{Seen, Slot},
+    epoch::Epoch,
+    filesystem::Adapter,
+    readahead,
+    shared::{Root, Shared},
+    show::Show,
+    unmount,
 };
 
 /// How long a dropped session waits for its readers.
@@ -50,6 +56,21 @@ pub struct Session {
     end: Arc<End>,
 }
 
+/// A view among many, as a session sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ViewState {
+    /// Its directory.
+    pub name: String,
+    /// Bytes of all its files.
+    pub bytes: u64,
+    /// How many they are.
+    pub files: u64,
+    /// How many of them are open, once for each opening.
+    pub open_files: usize,
+    /// Whether its plan is in memory; it is made anew when it is needed.
+    pub is_awake: bool,
+}
+
 /// The end of the session's threads, to wait for.
 #[derive(Debug, Default)]
 struct End {
@@ -58,18 +79,13 @@ struct End {
 }
 
 impl Session {
-    /// Serves `view` at a mount. When this returns, the mount answers.
+    /// Serves a mount. When this returns, the mount answers.
     ///
     /// # Errors
-    /// Where the handshake with the kernel fails; the mount is taken down then.
-    pub fn start(
-        mounted: Mounted,
-        view: Arc<View>,
-        facts: Arc<dyn Facts>,
-        options: &SessionOptions,
-    ) -> Result<Self, Error> {
+    /// A view that cannot be made; where the handshake with the kernel fails. The mount is taken down then.
+    pub fn start(mounted: Mounted, show: Show, options: &SessionOptions) -> Result<Self, Error> {
         let owner = options.owner.fenced(mounted.access, rustix::process::getuid().as_raw());
-        let shared = Arc::new(Shared::new(view, facts, owner, options.passthrough));
+        let shared = Arc::new(Shared::new(show, owner, options.passthrough).map_err(Error::View)?);
         let device = mounted.descriptor().map_err(Error::Session)?;
         let (acl, config) = fuser_options(mounted.access, options.threads);
         let session = fuser::Session::from_fd(Adapter(Arc::clone(&shared)), device, acl, config);
@@ -97,30 +113,50 @@ impl Session {
     /// Number of open files.
     #[must_use]
     pub fn open_files(&self) -> usize {
-        self.shared.handles.files()
+        self.shared.handles.files().len()
     }
 
-    /// Number of files of the view that the kernel reads by itself.
+    /// Number of files of what is shown that the kernel reads by itself.
     #[must_use]
     pub fn passed_through(&self) -> usize {
-        self.shared.current().routes.passed()
+        match self.shared.root() {
+            Root::One(view) => view.routes.passed(),
+            Root::Many(directory) => directory.awake().map(|view| view.routes.passed()).sum(),
+        }
     }
 
-    /// Shows another view from now on. Names follow at once; open files keep what they were opened
+    /// The views that are listed at the root; none where a view is the root.
+    #[must_use]
+    pub fn views(&self) -> Vec<ViewState> {
+        let Root::Many(directory) = self.shared.root() else { return Vec::new() };
+        let open = self.shared.handles.files();
+        let state = |(slot, seen): (Arc<Slot>, Seen)| ViewState {
+            name: slot.name.clone(),
+            bytes: seen.bytes,
+            files: seen.files,
+            open_files: open.iter().filter(|number| **number == slot.number).count(),
+            is_awake: slot.awake().is_some(),
+        };
+        directory.listed().into_iter().map(state).collect()
+    }
+
+    /// The views in memory, earlier ones that are still read included.
+    #[must_use]
+    pub fn awake(&self) -> Vec<Arc<View>> {
+        self.shared.views.all().iter().map(|generation| Arc::clone(generation.view())).collect()
+    }
+
+    /// Shows something else from now on. Names follow at once; open files keep what they were opened
     /// on.
     ///
     /// # Errors
-    /// Where the kernel refuses to forget the old names.
-    pub fn swap(&self, view: Arc<View>, facts: Arc<dyn Facts>) -> Result<(), Error> {
-        let last = self.shared.replace(view, facts);
+    /// A view that cannot be made, and all stays as it was; where the kernel refuses to forget the old names.
+    pub fn swap(&self, show: Show) -> Result<(), Error> {
+        let last = self.shared.replace(show).map_err(Error::View)?;
         if self.shared.has_epochs() {
             self.epoch.advance().map_err(Error::Session)?;
         }
-        let names = if self.shared.has_epochs() {
-            Vec::new()
-        } else {
-            last.children(0).map(|node| OsString::from(last.name(node))).collect()
-        };
+        let names = if self.shared.has_epochs() { Vec::new() } else { last.names() };
         drop(last);
         // A notice can wait for requests that are being answered, so it is never sent from a thread
         // that somebody waits for.
@@ -209,9 +245,9 @@ fn knows_epochs(epoch: &Epoch) -> bool {
 }
 
 /// Forgets names in the root, and the root's attributes. An offset below zero leaves data alone.
-fn expire(notifier: &Notifier, names: &[OsString]) {
+fn expire(notifier: &Notifier, names: &[String]) {
     for name in names {
-        if let Err(e) = notifier.inval_entry(INodeNo::ROOT, name) {
+        if let Err(e) = notifier.inval_entry(INodeNo::ROOT, OsStr::new(name)) {
             tracing::warn!(?name, "the kernel did not forget a name: {e}");
         }
     }

@@ -1,22 +1,23 @@
-//! What the threads of a mount share: the views, the open handles, and how names expire.
+//! What the threads of a mount share: what is shown, the open handles, and how names expire.
 
 use std::{
     sync::{
-        Arc, PoisonError, RwLock, Weak,
+        Arc, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, SystemTime},
 };
 
-use fuser::{BackingId, FopenFlags, ReplyOpen};
-
-use crate::view::View;
+use fuser::{BackingId, Errno, FopenFlags, ReplyOpen};
 
 use super::{
     attr::Owner,
+    directory::Directory,
     generation::Generation,
     handles::{Handle, Handles},
     live::Facts,
+    registry::Registry,
+    show::Show,
 };
 
 /// How long the kernel remembers that a name is absent, where all names can be expired at once.
@@ -30,51 +31,91 @@ pub(super) struct Shared {
     pub(super) owner: Owner,
     pub(super) started: SystemTime,
     pub(super) handles: Handles,
-    views: RwLock<Views>,
+    pub(super) views: Arc<Registry>,
+    root: RwLock<Root>,
     passthrough: AtomicBool,
     epochs: AtomicBool,
 }
 
-#[derive(Debug)]
-struct Views {
-    current: Arc<Generation>,
-    /// Of earlier views only those that somebody still uses.
-    earlier: Vec<Weak<Generation>>,
+/// What is at the root.
+#[derive(Clone, Debug)]
+pub(super) enum Root {
+    One(Arc<Generation>),
+    Many(Arc<Directory>),
+}
+
+impl Root {
+    pub(super) fn facts(&self) -> Arc<dyn Facts> {
+        match self {
+            Self::One(generation) => Arc::clone(&generation.facts),
+            Self::Many(directory) => directory.catalog().facts(),
+        }
+    }
+
+    /// The names in it that the kernel may have been told.
+    pub(super) fn names(&self) -> Vec<String> {
+        match self {
+            Self::One(generation) => generation.children(0).map(|node| generation.name(node).to_owned()).collect(),
+            Self::Many(directory) => directory.listed().iter().map(|(slot, _)| slot.name.clone()).collect(),
+        }
+    }
+}
+
+impl Root {
+    fn new(show: Show, views: &Arc<Registry>) -> Result<Self, String> {
+        Ok(match show {
+            Show::One(shown) => Self::One(views.add(views.next_number(), true, shown)),
+            Show::Many(catalog) => Self::Many(Directory::new(catalog, views)?),
+        })
+    }
 }
 
 impl Shared {
-    pub(super) fn new(view: Arc<View>, facts: Arc<dyn Facts>, owner: Owner, passthrough: bool) -> Self {
-        let current = Arc::new(Generation::new(0, view, facts));
-        Self {
+    /// Shows something for the first time.
+    ///
+    /// # Errors
+    /// Why a view of many cannot be made.
+    pub(super) fn new(show: Show, owner: Owner, passthrough: bool) -> Result<Self, String> {
+        let views = Arc::default();
+        let root = RwLock::new(Root::new(show, &views)?);
+        Ok(Self {
             owner,
             started: SystemTime::now(),
             handles: Handles::default(),
-            views: RwLock::new(Views { current, earlier: Vec::new() }),
+            views,
+            root,
             passthrough: AtomicBool::new(passthrough),
             epochs: AtomicBool::new(false),
+        })
+    }
+
+    pub(super) fn root(&self) -> Root {
+        self.root.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Shows something else from now on and returns what was shown.
+    ///
+    /// # Errors
+    /// Why a view of many cannot be made; everything stays as it was then.
+    pub(super) fn replace(&self, show: Show) -> Result<Root, String> {
+        let next = Root::new(show, &self.views)?;
+        let mut root = self.root.write().unwrap_or_else(PoisonError::into_inner);
+        Ok(std::mem::replace(&mut *root, next))
+    }
+
+    /// Calls `then` with the view of a number: now where it is in memory, else from another thread.
+    pub(super) fn with_view(&self, number: u32, then: impl FnOnce(Result<Arc<Generation>, Errno>) + Send + 'static) {
+        if let Some(generation) = self.views.get(number) {
+            return then(Ok(generation));
         }
-    }
-
-    pub(super) fn current(&self) -> Arc<Generation> {
-        Arc::clone(&self.views.read().unwrap_or_else(PoisonError::into_inner).current)
-    }
-
-    pub(super) fn generation(&self, number: u32) -> Option<Arc<Generation>> {
-        let views = self.views.read().unwrap_or_else(PoisonError::into_inner);
-        if views.current.number == number {
-            return Some(Arc::clone(&views.current));
+        let asleep = match self.root() {
+            Root::Many(directory) => directory.numbered(number).map(|slot| (directory, slot)),
+            Root::One(_) => None,
+        };
+        match asleep {
+            Some((directory, slot)) => directory.wake(&slot, then),
+            None => then(Err(Errno::ESTALE)),
         }
-        views.earlier.iter().filter_map(Weak::upgrade).find(|generation| generation.number == number)
-    }
-
-    /// Shows another view from now on and returns the one that was shown.
-    pub(super) fn replace(&self, view: Arc<View>, facts: Arc<dyn Facts>) -> Arc<Generation> {
-        let mut views = self.views.write().unwrap_or_else(PoisonError::into_inner);
-        let next = Arc::new(Generation::new(views.current.number + 1, view, facts));
-        let last = std::mem::replace(&mut views.current, next);
-        views.earlier.retain(|generation| generation.strong_count() > 0);
-        views.earlier.push(Arc::downgrade(&last));
-        last
     }
 
     /// Answers the opening of a file: the kernel reads its backing file by itself, or asks us where there

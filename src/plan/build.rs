@@ -1,15 +1,16 @@
 //! From a source and options to a plan.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use serde_json::Value;
 
 use crate::{
     plan::{
-        Content, Error, File, Options, Plan, Planned, Row, adapters,
-        decide::{Decider, Decision},
+        Content, Error, File, Options, Plan, Planned, Row, Spec, adapters,
+        decide::{Decider, Decision, Scope},
         dense,
         graph::{self, Drafted},
+        importance::{Binder, with_note},
         layout::{self, Output, Unit},
         origin, overrides,
         rename::Renames,
@@ -17,8 +18,8 @@ use crate::{
         split, survey,
     },
     quant::{
-        Content as PartContent, Facts, Scheme, Weight,
-        dialect::{Arranged, Arrangement, Component, Decided, Slice},
+        Content as PartContent, Scheme, Weight,
+        dialect::{Arranged, Arrangement, Component, Decided, Slice, mlx::Mixed},
         format::cast::Cast,
         manifest,
     },
@@ -32,13 +33,22 @@ use crate::{
 /// What cannot be shown, with the file, tensor or option and what to do.
 pub fn build(source: &dyn Source, options: &Options) -> Result<Plan, Error> {
     // The source's own dtypes and sizes are those of its models already.
-    let graphs = options.spec.format().dialect().reads_graphs() && !options.spec.is_dense();
+    let graphs = reads_graphs(&options.spec);
+    if let Some(other) =
+        options.components.iter().find(|c| reads_graphs(&c.spec) != graphs && c.spec.format().name() != "source")
+    {
+        let why = "ONNX models and other weights are views of their own; mount a second one";
+        return Err(Error::spec(format!(
+            "component {}: {} in a view of {}: {why}",
+            other.dir, other.spec, options.spec
+        )));
+    }
     let mut snapshot = snapshot::read(source, &options.show, graphs)?;
     let mut plan = Plan::new(source, options);
     split::apply(source, &mut snapshot, options.split, &mut plan.warnings)?;
     overrides::apply(source, &mut snapshot, &options.overrides, &mut plan.warnings)?;
     adapters::apply(source, &mut snapshot, &options.adapters, &mut plan.warnings)?;
-    let mut decider = Decider::new(&options.spec, &options.rules)?;
+    let mut decider = Decider::new(options)?;
     let mut builder = Builder {
         source,
         options,
@@ -47,6 +57,7 @@ pub fn build(source: &dyn Source, options: &Options) -> Result<Plan, Error> {
         patched: BTreeMap::new(),
         renames: Renames::new(&options.renames),
         drafted: vec![],
+        binder: Binder::new(options.importance.as_deref()),
     };
     let mut by_size: Vec<&Set> = snapshot.sets.iter().collect();
     // Where several sets share a directory, its config.json speaks of the largest.
@@ -54,9 +65,12 @@ pub fn build(source: &dyn Source, options: &Options) -> Result<Plan, Error> {
     for set in by_size {
         builder.add(set, &mut decider)?;
     }
+    decider.check_components(&snapshot.sets.iter().map(|set| set.dir.as_str()).collect::<Vec<_>>())?;
     decider.check_rules()?;
     builder.renames.check()?;
-    builder.finish(&snapshot, decider.default_scheme().map(|s| s.facts()))
+    let binder = std::mem::replace(&mut builder.binder, Binder::new(None));
+    binder.check(&mut builder.plan.warnings)?;
+    builder.finish(&snapshot, &decider)
 }
 
 struct Builder<'a> {
@@ -69,18 +83,22 @@ struct Builder<'a> {
     renames: Renames<'a>,
     /// Models that are laid out when all of them are known, since they may share files.
     drafted: Vec<Drafted<'a>>,
+    binder: Binder<'a>,
 }
 
 impl<'a> Builder<'a> {
     fn add(&mut self, set: &'a Set, decider: &mut Decider<'_>) -> Result<(), Error> {
-        let dialect = self.options.spec.format().dialect();
+        let scope = decider.scope(&set.dir).clone();
+        let (dialect, default) = (scope.dialect, scope.default.as_deref());
         let component = component(set, self.options);
         let arrangement =
             dialect.arrange(&component).map_err(|why| Error::refused(format!("{}: {why}", self.place_of(set))))?;
         for (tensor, why) in &arrangement.dropped {
             decider.dropped(&component, *tensor, why);
         }
-        if self.options.spec.is_dense() {
+        let mixed = self.mixed(&component, &scope, &arrangement)?;
+        let component = Component { mixed: mixed.as_ref(), ..component };
+        if scope.spec.is_dense() {
             return self.add_dense(set, &component, &arrangement, decider);
         }
         for warning in &arrangement.warnings {
@@ -93,6 +111,7 @@ impl<'a> Builder<'a> {
         let mut arrangement = arrangement;
         for tensor in &mut arrangement.tensors {
             let mut decision = decider.decide(&component, tensor)?;
+            self.binder.weigh(set, tensor, &mut decision)?;
             modules.extend(decision.stored.iter().map(|s| (self.plan.weights.len(), s.weight.stem.clone())));
             if set.graph.is_none() {
                 self.rename(tensor, &mut decision)?;
@@ -111,23 +130,36 @@ impl<'a> Builder<'a> {
             return Ok(());
         }
         // A component that a quantizing view leaves dense is nobody's but its own.
-        let own = decider.default_scheme().is_some() && decisions.iter().all(|d| d.stored.is_none());
+        let own = default.is_some() && decisions.iter().all(|d| d.stored.is_none());
         let metadata = |source: &[(String, String)]| {
             if own { source.to_vec() } else { dialect.metadata(&component, source) }
         };
         let laid = layout::lay(self.source, set, &metadata, &units, self.options.shard_size)?;
-        let decided = self.decided(&arrangement, &decisions, &units, &laid.names);
-        let said = dialect.check(decider.default_scheme(), &decided);
+        let decided = decided(scope.spec, &arrangement, &decisions, &units, &laid.names);
+        let said = dialect.check(default, &decided);
         said.map_err(|why| Error::refused(format!("{}: {why}", self.place_of(set))))?;
-        for warning in dialect.misread(decider.default_scheme(), &decided) {
+        for warning in dialect.misread(default, &decided) {
             self.plan.warnings.push(format!("{}: {warning}", self.place_of(set)));
         }
         self.list_layers(set, &arrangement, &decisions, &laid.names);
         self.plan.files.extend(laid.files);
         if laid.rewritten {
-            self.write_documents(set, &component, decider.default_scheme(), &decided);
+            self.write_documents(set, &component, &scope, &decided);
         }
         Ok(())
+    }
+
+    /// The recipe by name for a component, where one is asked for and anything of it is quantized.
+    fn mixed(
+        &self,
+        component: &Component<'_>,
+        scope: &Scope<'_>,
+        arrangement: &Arrangement,
+    ) -> Result<Option<Mixed>, Error> {
+        let (Some(asked), Some(default)) = (&self.options.predicate, &scope.default) else { return Ok(None) };
+        let stated = asked.group_size.is_some();
+        let mixed = scope.dialect.mixed(component, &asked.name, stated, default.as_ref(), &arrangement.tensors);
+        mixed.map(Some).map_err(|why| Error::spec(format!("{}: {why}", self.source.name())))
     }
 
     /// A set of a view that shows values in the source's own names and sizes.
@@ -142,6 +174,7 @@ impl<'a> Builder<'a> {
         let decisions = arrangement.tensors.iter().map(decide).collect::<Result<Vec<_>, _>>()?;
         let first = self.plan.weights.len();
         let options = self.options;
+        let (spec, dialect) = (decider.scope(&set.dir).spec, decider.scope(&set.dir).dialect);
         let flags = [
             ("--shard-size", options.shard_size.is_some()),
             ("--rename", !options.renames.is_empty()),
@@ -149,7 +182,7 @@ impl<'a> Builder<'a> {
         ];
         if let Some((flag, _)) = flags.into_iter().find(|(_, given)| *given) {
             let why = "keeps the names and sizes of the source; leave it out";
-            return Err(Error::spec(format!("{flag}: {} {why}", options.spec)));
+            return Err(Error::spec(format!("{flag}: {spec} {why}")));
         }
         let mut replaced = vec![];
         for (number, shown) in dense::shown(set, &arrangement.tensors, &decisions).into_iter().enumerate() {
@@ -163,21 +196,25 @@ impl<'a> Builder<'a> {
                 )));
             }
             let same = Arranged { info: info.clone(), from: vec![Slice::whole(number, info)], plus_one: false };
-            let (becomes, why) = match shown {
+            let (becomes, why, weight) = match shown {
                 Err(why) => {
-                    let plain = Decision { stored: None, why: why.clone() };
+                    let plain = Decision::dense(why.clone());
                     if !place.is_own(set) {
                         let mut outputs = self.unit(set, &same, &plain)?.outputs.into_iter().flat_map(|o| o.contents);
                         replaced.extend(outputs.next().map(|(content, _)| (number, content)));
                     }
-                    ("kept".to_owned(), why)
+                    ("kept".to_owned(), why, None)
                 }
-                Ok(shown) => {
+                Ok(mut shown) => {
                     let from = origin::origin(set, &same)?;
+                    let weighted = self.binder.weighted(set, &same, &shown.weight, shown.scheme.as_ref())?;
+                    if let Some(scheme) = weighted {
+                        (shown.scheme, shown.why) = (scheme, with_note(&shown.why));
+                    }
                     let planned = origin::planned(self.source, shown.weight, from, shown.scheme, shown.parts);
                     let mut outputs = self.weigh(planned)?.into_iter().flat_map(|output| output.contents);
                     replaced.extend(outputs.next().map(|(content, _)| (number, content)));
-                    (shown.spec.to_string(), shown.why)
+                    (shown.spec.to_string(), shown.why, self.last_weight())
                 }
             };
             self.plan.rows.push(Row {
@@ -190,9 +227,11 @@ impl<'a> Builder<'a> {
                 bytes_before: bytes,
                 bytes_after: bytes,
                 sources: vec![info.name.clone()],
+                weight,
+                by_spec: false,
             });
         }
-        survey::plan(&mut self.plan, first, &BTreeMap::new(), self.options.spec.format().dialect());
+        survey::plan(&mut self.plan, first, &BTreeMap::new(), dialect);
         self.plan.files.extend(dense::lay(self.source, set, &replaced));
         Ok(())
     }
@@ -296,34 +335,13 @@ impl<'a> Builder<'a> {
         Ok(outputs)
     }
 
-    fn decided<'t>(
-        &self,
-        arrangement: &'t Arrangement,
-        decisions: &[Decision],
-        units: &[Unit],
-        names: &[String],
-    ) -> Vec<Decided<'t>> {
-        let each = arrangement.tensors.iter().zip(decisions).zip(units.iter().zip(names));
-        each.map(|((tensor, decision), (unit, file))| Decided {
-            tensor,
-            facts: decision.stored.as_ref().map(|s| s.scheme.facts()),
-            config: decision.stored.as_ref().map_or(Value::Null, |s| s.scheme.config()),
-            listed: decision.stored.as_ref().is_some_and(|s| s.spec != self.options.spec || s.entry.is_some()),
-            entry: decision.stored.as_ref().and_then(|s| s.entry.clone()),
-            bytes: unit.len(),
-            shown: unit.outputs.iter().map(|o| (o.info.name.clone(), file.clone())).collect(),
-        })
-        .collect()
+    /// The weight that was added last.
+    fn last_weight(&self) -> Option<u32> {
+        self.plan.weights.len().checked_sub(1).and_then(|last| u32::try_from(last).ok())
     }
 
-    fn write_documents(
-        &mut self,
-        set: &Set,
-        component: &Component<'_>,
-        default: Option<&dyn Scheme>,
-        decided: &[Decided<'_>],
-    ) {
-        let dialect = self.options.spec.format().dialect();
+    fn write_documents(&mut self, set: &Set, component: &Component<'_>, scope: &Scope<'_>, decided: &[Decided<'_>]) {
+        let dialect = scope.dialect;
         let shards = || set.shards.iter().map(|s| s.file);
         let name = set.path(&format!("{}.safetensors.index.json", set.stem));
         let modified = layout::newest(self.source, shards().chain(set.index));
@@ -334,7 +352,7 @@ impl<'a> Builder<'a> {
         if self.patched.contains_key(&path) {
             return;
         }
-        if let Some(bytes) = dialect.config(component, default, decided) {
+        if let Some(bytes) = dialect.config(component, scope.default.as_deref(), decided) {
             let inputs = [Some(config.file), set.generation_config.as_ref().map(|g| g.file)];
             let modified = layout::newest(self.source, inputs.into_iter().flatten());
             self.patched.insert(path.clone(), Some(layout::known(path, modified, bytes)));
@@ -372,6 +390,8 @@ impl<'a> Builder<'a> {
                 bytes_before: before,
                 bytes_after: 0,
                 sources: vec![],
+                weight: None,
+                by_spec: false,
             });
         }
     }
@@ -394,13 +414,15 @@ impl<'a> Builder<'a> {
             bytes_before: tensor.from.iter().map(read).sum(),
             bytes_after,
             sources: names,
+            weight: decision.stored.as_ref().and_then(|_| self.last_weight()),
+            by_spec: decision.by_spec,
         });
     }
 
     /// Adds what is no weight, the manifest, and checks the whole.
-    fn finish(mut self, snapshot: &Snapshot, default: Option<Facts>) -> Result<Plan, Error> {
+    fn finish(mut self, snapshot: &Snapshot, decider: &Decider<'_>) -> Result<Plan, Error> {
         self.plan.hidden.clone_from(&snapshot.hidden);
-        if default.is_some() && self.plan.weights.is_empty() {
+        if decider.quantizes() && self.plan.weights.is_empty() {
             return Err(Error::refused(self.nothing_quantized()));
         }
         self.plan.warnings.extend_from_slice(&snapshot.warnings);
@@ -415,18 +437,7 @@ impl<'a> Builder<'a> {
             }
         }
         self.plan.files.extend(std::mem::take(&mut self.patched).into_values().flatten());
-        let default = default.filter(|_| !self.options.spec.is_dense());
-        // A view that is dense but for some rules states the first layer's parameters as its default.
-        if let Some(default) = default.or_else(|| self.layers.first().map(|l| l.facts.clone())) {
-            let all = (0..self.source.entries().len()).filter_map(|i| u32::try_from(i).ok()).map(FileId);
-            let modified = layout::newest(self.source, all);
-            let head = manifest::Head { default: &default, repo: self.source.repo(), options: self.options.to_json() };
-            let bytes = manifest::render(&head, &self.layers);
-            let components: Vec<&str> = self.layers.iter().map(|layer| layer.component.as_str()).collect();
-            for name in self.options.spec.format().dialect().manifests(&components) {
-                self.plan.files.push(layout::known(name.to_owned(), modified, bytes.clone()));
-            }
-        }
+        self.add_manifests(decider);
         self.plan.files.sort_by(|a, b| a.path.cmp(&b.path));
         if let Some(pair) = self.plan.files.windows(2).find(|p| p[0].path == p[1].path) {
             return Err(Error::refused(format!(
@@ -435,6 +446,25 @@ impl<'a> Builder<'a> {
             )));
         }
         Ok(self.plan)
+    }
+
+    /// Adds what lists the quantized layers of the whole view.
+    fn add_manifests(&mut self, decider: &Decider<'_>) {
+        let view = decider.of_view();
+        let default = view.default.as_ref().filter(|_| !view.spec.is_dense()).map(|scheme| scheme.facts());
+        // A view that is dense but for some rules states the first layer's parameters as its default.
+        let Some(default) = default.or_else(|| self.layers.first().map(|l| l.facts.clone())) else { return };
+        let all = (0..self.source.entries().len()).filter_map(|i| u32::try_from(i).ok()).map(FileId);
+        let modified = layout::newest(self.source, all);
+        let head = manifest::Head { default: &default, repo: self.source.repo(), options: self.options.to_json() };
+        let bytes = manifest::render(&head, &self.layers);
+        let components: BTreeSet<&str> = self.layers.iter().map(|layer| layer.component.as_str()).collect();
+        let components: Vec<&str> = components.into_iter().collect();
+        let dialects = components.iter().map(|dir| decider.scope(dir).dialect).chain([view.dialect]);
+        let names: BTreeSet<&str> = dialects.flat_map(|dialect| dialect.manifests(&components)).collect();
+        for name in names {
+            self.plan.files.push(layout::known(name.to_owned(), modified, bytes.clone()));
+        }
     }
 
     fn nothing_quantized(&self) -> String {
@@ -452,6 +482,31 @@ impl<'a> Builder<'a> {
             reasons.join("; ")
         )
     }
+}
+
+/// Whether a view of this spec shows ONNX models as quantized ones.
+fn reads_graphs(spec: &Spec) -> bool {
+    spec.format().dialect().reads_graphs() && !spec.is_dense()
+}
+
+fn decided<'t>(
+    spec: &Spec,
+    arrangement: &'t Arrangement,
+    decisions: &[Decision],
+    units: &[Unit],
+    names: &[String],
+) -> Vec<Decided<'t>> {
+    let each = arrangement.tensors.iter().zip(decisions).zip(units.iter().zip(names));
+    each.map(|((tensor, decision), (unit, file))| Decided {
+        tensor,
+        facts: decision.stored.as_ref().map(|s| s.scheme.facts()),
+        config: decision.stored.as_ref().map_or(Value::Null, |s| s.scheme.config()),
+        listed: decision.stored.as_ref().is_some_and(|s| s.spec != *spec || s.entry.is_some()),
+        entry: decision.stored.as_ref().and_then(|s| s.entry.clone()),
+        bytes: unit.len(),
+        shown: unit.outputs.iter().map(|o| (o.info.name.clone(), file.clone())).collect(),
+    })
+    .collect()
 }
 
 /// Why, and what lies beside the source and goes into it.
@@ -493,6 +548,7 @@ fn component<'a>(set: &'a Set, options: &Options) -> Component<'a> {
         config: set.config.as_ref().map(|d| &d.value),
         generation_config: set.generation_config.as_ref().map(|d| &d.value),
         dtype: options.dtype,
+        mixed: None,
         graph: set.graph.as_ref().map(|g| &g.model),
     }
 }

@@ -58,6 +58,16 @@ pub(super) fn weight(
     }
 }
 
+/// Names the bytes of a weight under another scheme, for as long as its own key does.
+pub(super) fn other(key: &[u8; 16], scheme: &dyn Scheme) -> [u8; 16] {
+    let mut hash = Hasher::new();
+    hash.update(key);
+    bytes(&mut hash, scheme.id().as_bytes());
+    let mut other = [0; 16];
+    other.copy_from_slice(&hash.finalize().as_bytes()[..16]);
+    other
+}
+
 impl Plan {
     /// Digest of everything that the bytes of a file of the view, and its tiles, are a function of: this
     /// version of the program included. `identify` says what a source file is.

@@ -12,6 +12,7 @@ mod dense;
 mod digest;
 mod error;
 mod graph;
+mod importance;
 mod layout;
 mod origin;
 mod overrides;
@@ -26,7 +27,7 @@ mod survey;
 use std::{sync::Arc, time::SystemTime};
 
 use crate::{
-    quant::{Axis, Banding, Part, Scheme, Survey, Weight},
+    quant::{Axis, Banding, Part, Scheme, Survey, Unsupported, Weight},
     source::{FileId, Source},
     tensor::Float,
 };
@@ -34,6 +35,7 @@ use crate::{
 pub use adapters::Adapter;
 pub use build::build;
 pub use error::Error;
+pub use importance::Importance;
 pub use overrides::Override;
 pub use rename::Rename;
 pub use report::{Row, Totals};
@@ -47,6 +49,10 @@ pub struct Options {
     pub spec: Spec,
     /// Exceptions, the first match wins.
     pub rules: Vec<Rule>,
+    /// The reference tool's recipe that chooses schemes by names.
+    pub predicate: Option<Predicate>,
+    /// Components that are asked to be something else than the view.
+    pub components: Vec<ComponentOptions>,
     /// What floating tensors are cast to first; `None` does as the format's reference tool.
     pub dtype: Option<Float>,
     /// Bytes of a shard where the set is laid out afresh; `None` mirrors the source's files.
@@ -57,6 +63,8 @@ pub struct Options {
     pub overrides: Vec<Override>,
     /// What is added to tensors, in this order.
     pub adapters: Vec<Adapter>,
+    /// What the errors of weights weigh, where their method weighs them.
+    pub importance: Option<Arc<Importance>>,
     /// Whether all-in-one checkpoints are shown as component directories.
     pub split: bool,
     /// New names of the view's tensors; all apply, one after the other.
@@ -70,11 +78,14 @@ impl Options {
         Self {
             spec,
             rules: vec![],
+            predicate: None,
+            components: vec![],
             dtype: None,
             shard_size: None,
             show: vec![],
             overrides: vec![],
             adapters: vec![],
+            importance: None,
             split: false,
             renames: vec![],
         }
@@ -85,7 +96,20 @@ impl Options {
     pub fn to_json(&self) -> serde_json::Value {
         let mut json = serde_json::json!({ "spec": self.spec.to_string() });
         if !self.rules.is_empty() {
-            json["rules"] = self.rules.iter().map(|r| r.text.as_str()).collect();
+            json["rules"] = texts(&self.rules);
+        }
+        if let Some(predicate) = &self.predicate {
+            json["predicate"] = predicate.name.as_str().into();
+            if let Some(group) = predicate.group_size {
+                json["group_size"] = group.into();
+            }
+        }
+        for component in &self.components {
+            let mut own = serde_json::json!({ "spec": component.spec.to_string() });
+            if !component.rules.is_empty() {
+                own["rules"] = texts(&component.rules);
+            }
+            json["components"][component.dir.as_str()] = own;
         }
         if let Some(dtype) = self.dtype {
             json["dtype"] = dtype.name().into();
@@ -102,6 +126,9 @@ impl Options {
         if !self.adapters.is_empty() {
             json["loras"] = self.adapters.iter().map(|a| a.text.as_str()).collect();
         }
+        if let Some(importance) = &self.importance {
+            json["importance"] = importance.text().into();
+        }
         if self.split {
             json["split"] = true.into();
         }
@@ -110,6 +137,30 @@ impl Options {
         }
         json
     }
+}
+
+fn texts(rules: &[Rule]) -> serde_json::Value {
+    rules.iter().map(|rule| rule.text.as_str()).collect()
+}
+
+/// A recipe of the reference tool, by name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Predicate {
+    /// `mixed_3_6`
+    pub name: String,
+    /// The group size where it was asked for by itself: the tool records it then.
+    pub group_size: Option<usize>,
+}
+
+/// What one component of a snapshot is asked to be.
+#[derive(Clone, Debug)]
+pub struct ComponentOptions {
+    /// Its directory: `transformer`.
+    pub dir: String,
+    /// What its weights become.
+    pub spec: Spec,
+    /// Exceptions that go before the view's own; their patterns are over names without the component.
+    pub rules: Vec<Rule>,
 }
 
 /// A view, laid out.
@@ -242,6 +293,17 @@ pub struct Planned {
 }
 
 impl Planned {
+    /// The same elements as another scheme would store them, which is told nothing of other weights: its survey, where
+    /// it has one, is of this weight alone, and [`survey`](Self::survey) is `None`.
+    ///
+    /// # Errors
+    /// A shape that the scheme cannot hold.
+    pub fn under(&self, scheme: Arc<dyn Scheme>) -> Result<Self, Unsupported> {
+        let (weight, origin, parts) = (self.weight.clone(), self.origin.clone(), scheme.parts(&self.weight)?);
+        let key = digest::other(&self.key, &*scheme);
+        Ok(origin::cut(weight, origin, scheme, parts, key))
+    }
+
     /// Number of tiles.
     #[must_use]
     pub fn tiles(&self) -> usize {

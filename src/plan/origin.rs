@@ -102,8 +102,13 @@ pub(crate) fn planned(
     scheme: Arc<dyn Scheme>,
     parts: Vec<Part>,
 ) -> Planned {
-    let banding = scheme.banding(&weight);
     let key = key(source, &weight, &origin, scheme.as_ref());
+    cut(weight, origin, scheme, parts, key)
+}
+
+/// A weight with its tiles.
+pub(crate) fn cut(weight: Weight, origin: Origin, scheme: Arc<dyn Scheme>, parts: Vec<Part>, key: [u8; 16]) -> Planned {
+    let banding = scheme.banding(&weight);
     let mut planned = Planned { weight, origin, scheme, survey: None, parts, banding, tile: banding.granule, key };
     planned.tile = match planned.strip_rows() {
         Some(_) => tile_cols(&planned),

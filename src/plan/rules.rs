@@ -32,6 +32,11 @@ impl Rule {
         Ok(Self { text: text.to_owned(), spec, pattern })
     }
 
+    /// What it asks for in a component of another spec.
+    pub(crate) fn within(&self, component: &Spec) -> Result<Spec, Error> {
+        component.inherit(self.text.rsplit_once('=').map_or("", |(_, right)| right))
+    }
+
     /// Whether the rule speaks of a source tensor. The pattern may name the component before the
     /// tensor, as `transformer/NAME` or `transformer.NAME`, and may leave a last `.weight` out.
     #[must_use]

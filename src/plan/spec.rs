@@ -111,6 +111,19 @@ impl Spec {
         Self::assemble(self.format, typed.scheme.unwrap_or(self.scheme), &typed.words, Some(self))
     }
 
+    /// The spec of one component of a view of this spec: a text that names a format stands for itself, any other one is
+    /// read as a rule's right-hand side.
+    ///
+    /// # Errors
+    /// An unknown word.
+    pub fn of_component(&self, text: &str) -> Result<Self, Error> {
+        let (_, rest) = split_dense(Some(text));
+        match rest.map(split_format) {
+            Some((Some(_), _)) => Self::parse(Some(text), &Parts::default()),
+            _ => self.inherit(text),
+        }
+    }
+
     /// This spec with another scheme and group of the same format; flavours stay.
     ///
     /// # Errors
@@ -119,6 +132,42 @@ impl Spec {
         let scheme = named_scheme(self.format, scheme)?;
         let words: Vec<String> = group_word(self.format, scheme, group_size)?.into_iter().collect();
         Self::assemble(self.format, scheme, &words, Some(self))
+    }
+
+    /// What one might choose instead: every scheme of this format with every group and every method, stored and not
+    /// shown dense. Other options are this spec's where the scheme has them.
+    #[must_use]
+    pub fn alternatives(&self) -> Vec<Self> {
+        let mut found = vec![];
+        for scheme in self.format.schemes() {
+            let mut choices: Vec<Vec<String>> = vec![vec![]];
+            for option in self.format.options(scheme) {
+                if is_group(option) || is_method(option) {
+                    let longer = |words: &Vec<String>| {
+                        option.iter().map(|word| [words.as_slice(), &[(*word).to_owned()]].concat()).collect::<Vec<_>>()
+                    };
+                    choices = choices.iter().flat_map(longer).collect();
+                }
+            }
+            let specs = choices.iter().filter_map(|words| Self::assemble(self.format, scheme, words, Some(self)).ok());
+            found.extend(specs.map(|spec| Self { dense: false, ..spec }));
+        }
+        found.retain(|spec| matches!(spec.bind(), Ok(Some(_))));
+        found
+    }
+
+    /// The alternatives that choose codes in the same way, as far as their schemes offer ways.
+    #[must_use]
+    pub fn alternative_schemes(&self) -> Vec<Self> {
+        let mine = self.method();
+        let alike = |other: &Self| mine.is_none() || other.method().is_none() || other.method() == mine;
+        self.alternatives().into_iter().filter(alike).collect()
+    }
+
+    /// How codes are chosen, where the scheme offers several ways.
+    fn method(&self) -> Option<&'static str> {
+        let options = self.format.options(self.scheme);
+        self.words.iter().zip(options).find(|(_, option)| is_method(option)).map(|(word, _)| *word)
     }
 
     /// The spec that keeps the source's precision within this format.
@@ -366,6 +415,11 @@ fn is_group(option: &[&str]) -> bool {
     let sized =
         |w: &str| w.strip_prefix(['g', 'b']).is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()));
     option.iter().all(|w| sized(w) || matches!(*w, "channel" | "tensor" | "row"))
+}
+
+/// Whether an option chooses how codes are found.
+fn is_method(option: &[&str]) -> bool {
+    option.contains(&"rtn")
 }
 
 fn unknown_option(format: &'static dyn Format, scheme: &str, word: &str) -> Error {

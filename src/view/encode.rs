@@ -41,9 +41,9 @@ const STRETCH_BYTES: usize = 256 << 10;
 /// Buffers that tiles are made in, reused from tile to tile.
 #[derive(Debug, Default)]
 pub(super) struct Buffers {
-    stored: Vec<u8>,
+    pub(super) stored: Vec<u8>,
     cast: Vec<u8>,
-    window: Vec<u8>,
+    pub(super) window: Vec<u8>,
     /// What becomes of a strip, part by part.
     strip: Vec<u8>,
 }
@@ -80,7 +80,7 @@ fn band(planned: &Planned, tile: u32) -> Range<usize> {
 }
 
 /// Rows and columns of a band, as its scheme is given them.
-fn dimensions(planned: &Planned, band: &Range<usize>) -> (usize, usize) {
+pub(super) fn dimensions(planned: &Planned, band: &Range<usize>) -> (usize, usize) {
     match planned.banding.axis {
         Axis::Flat => (1, band.len()),
         Axis::Rows => (band.len(), planned.weight.cols()),
@@ -106,13 +106,13 @@ fn stretch(planned: &Planned) -> usize {
 }
 
 /// The stretches of a band, in order.
-fn stretches(planned: &Planned, band: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+pub(super) fn stretches(planned: &Planned, band: Range<usize>) -> impl Iterator<Item = Range<usize>> {
     let step = stretch(planned);
     band.clone().step_by(step).map(move |start| start..start.saturating_add(step).min(band.end))
 }
 
 /// Rows of a strip of a band of columns, where that is made strip by strip. What is added to is made as a whole.
-fn strip(planned: &Planned, band: &Range<usize>) -> Option<usize> {
+pub(super) fn strip(planned: &Planned, band: &Range<usize>) -> Option<usize> {
     let granule = planned.strip_rows()?;
     let bytes = granule * band.len() * planned.origin.stored.size();
     Some(granule * (STRETCH_BYTES / bytes.max(1)).max(1))
@@ -135,7 +135,7 @@ pub(super) fn cost(planned: &Planned, tile: u32) -> usize {
 }
 
 /// The bytes of each part that a band makes.
-fn places(planned: &Planned, band: &Range<usize>) -> impl Iterator<Item = Range<usize>> {
+pub(super) fn places(planned: &Planned, band: &Range<usize>) -> impl Iterator<Item = Range<usize>> {
     let extent = planned.banding.extent(&planned.weight);
     planned.parts.iter().map(move |part| part.range(planned.banding, extent, band.clone()))
 }
@@ -179,7 +179,7 @@ impl Encoder<'_> {
         })
     }
 
-    fn guarded<T>(&self, work: impl FnOnce(&mut Buffers) -> Result<T, Failure>) -> Result<T, Failure> {
+    pub(super) fn guarded<T>(&self, work: impl FnOnce(&mut Buffers) -> Result<T, Failure>) -> Result<T, Failure> {
         let mut buffers = self.shelf.take();
         let made = catch_unwind(AssertUnwindSafe(|| work(&mut buffers)));
         self.shelf.put(buffers);
@@ -203,10 +203,10 @@ impl Encoder<'_> {
             self.strips(planned, scheme, (band, step), out, buffers, &mut tally)?;
         } else {
             for stretch in stretches(planned, band) {
-                let (rows, cols) = dimensions(planned, &stretch);
+                let (start, (rows, cols)) = (stretch.start, dimensions(planned, &stretch));
                 let mut out = cut(planned, &stretch, &mut rest);
                 self.gather(planned, stretch, rows * cols, buffers)?;
-                tally.encode(planned, scheme, [rows, cols], buffers, &mut out);
+                tally.encode(planned, (scheme, start), [rows, cols], buffers, &mut out);
             }
         }
         self.tell_odd(planned, tile, tally.odd);
@@ -237,7 +237,7 @@ impl Encoder<'_> {
             let mut rest = made.as_mut_slice();
             let mut split = |len: &usize| rest.split_off_mut(..*len).unwrap_or_default();
             let mut strip: Vec<&mut [u8]> = shares.iter().map(&mut split).collect();
-            tally.encode(planned, scheme, [rows.len(), band.len()], buffers, &mut strip);
+            tally.encode(planned, (scheme, band.start), [rows.len(), band.len()], buffers, &mut strip);
             let encoded = planned.parts.iter().filter(|part| part.is_encoded());
             for ((part, whole), strip) in encoded.zip(&mut out).zip(&strip) {
                 let line = part.shape.last().map_or(0, |n| n * part.dtype.bitsize() / 8);
@@ -267,7 +267,7 @@ impl Encoder<'_> {
         }
     }
 
-    fn gather(
+    pub(super) fn gather(
         &self,
         planned: &Planned,
         band: Range<usize>,
@@ -280,7 +280,7 @@ impl Encoder<'_> {
         Ok(merge::merge(&self.reader, &planned.origin, &planned.weight, (planned.banding.axis, band), stored)?)
     }
 
-    fn gathering<'a>(&'a self, planned: &'a Planned, window: &'a mut Vec<u8>) -> Gather<'a> {
+    pub(super) fn gathering<'a>(&'a self, planned: &'a Planned, window: &'a mut Vec<u8>) -> Gather<'a> {
         Gather { reader: &self.reader, origin: &planned.origin, weight: &planned.weight, window }
     }
 }
@@ -294,11 +294,11 @@ struct Tally {
 }
 
 impl Tally {
-    /// Encodes what was gathered: so many rows and columns.
+    /// Encodes what was gathered, from a place on: so many rows and columns.
     fn encode(
         &mut self,
         planned: &Planned,
-        scheme: &dyn Scheme,
+        (scheme, start): (&dyn Scheme, usize),
         [rows, cols]: [usize; 2],
         buffers: &mut Buffers,
         out: &mut [&mut [u8]],
@@ -306,7 +306,7 @@ impl Tally {
         let started = Instant::now();
         self.odd += kernels().not_finite(planned.origin.stored, &buffers.stored);
         let data = prepare(&planned.origin, rows * cols, buffers);
-        scheme.encode(Rows { data, float: planned.origin.float, rows, cols }, out);
+        scheme.encode_at(start, Rows { data, float: planned.origin.float, rows, cols }, out);
         self.busy += started.elapsed();
     }
 }
@@ -317,7 +317,7 @@ pub(super) fn memory(cache: &Cache<PartKey>, len: usize) -> Arc<[u8]> {
 }
 
 /// The gathered elements as the scheme wants them: plus one, cast.
-fn prepare<'a>(origin: &Origin, count: usize, buffers: &'a mut Buffers) -> &'a [u8] {
+pub(super) fn prepare<'a>(origin: &Origin, count: usize, buffers: &'a mut Buffers) -> &'a [u8] {
     if !is_cast(origin) {
         return &buffers.stored;
     }

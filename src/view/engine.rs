@@ -1,9 +1,18 @@
 //! What all views of a process share: the cache, the workers, the deadline, the counters.
 
-use std::{io, num::NonZero, ops::Range, sync::Arc, thread, time::Duration};
+use std::{
+    io,
+    num::NonZero,
+    ops::Range,
+    sync::{Arc, Mutex},
+    thread,
+    time::Duration,
+};
+
+use lru::LruCache;
 
 use crate::{
-    cache::{Cache, Flights, Retain, Ticket},
+    cache::{Cache, Flights, Retain, Ticket, lock},
     plan::Planned,
     quant::Scheme,
     store::Store,
@@ -17,6 +26,7 @@ use super::{
     error::{Failure, Journal, Place},
     gather::Reader,
     pool::{Lane, Pool},
+    survey::Findings,
 };
 
 /// Names a tile: of which weight (origin, scheme, revision) and which of its tiles.
@@ -90,7 +100,12 @@ pub struct Engine {
     pub(super) pool: Pool,
     pub(super) store: Option<Arc<Store>>,
     shelf: Shelf,
+    /// What surveys found, by the key of their first weight.
+    findings: Mutex<LruCache<[u8; 16], Arc<Findings>>>,
 }
+
+/// Surveys whose findings outlive their view, a few hundred bytes each.
+const MAX_FINDINGS: NonZero<usize> = NonZero::new(16 << 10).unwrap();
 
 impl Engine {
     /// Starts the threads.
@@ -116,6 +131,7 @@ impl Engine {
             pool: Pool::new(options.threads)?,
             store,
             shelf: Shelf::default(),
+            findings: Mutex::new(LruCache::new(MAX_FINDINGS)),
         }))
     }
 
@@ -136,6 +152,11 @@ impl Engine {
             store_sealed: self.store.as_ref().map_or(0, |store| store.sealed() as u64),
             ..self.counters.snapshot()
         }
+    }
+
+    /// What a survey found so far, in this view or another one that asks the same.
+    pub(super) fn findings(&self, key: [u8; 16]) -> Arc<Findings> {
+        Arc::clone(lock(&self.findings).get_or_insert(key, Arc::default))
     }
 
     /// All parts of a tile, where all are in the cache.
@@ -231,14 +252,14 @@ impl View {
     }
 
     /// The scheme that a survey concludes, which is made now where it was not yet.
-    fn informed(&self, survey: u32) -> Result<Arc<dyn Scheme>, Failure> {
+    pub(super) fn informed(&self, survey: u32) -> Result<Arc<dyn Scheme>, Failure> {
         let (surveyed, encoder) = (&self.plan.surveys[survey as usize], self.encoder());
         let planned = |weight: u32| &self.plan.weights[weight as usize];
         let look = |weight, tile| encoder.look(planned(weight), &*surveyed.survey, tile);
         self.surveys[survey as usize].conclude(surveyed, |weight| planned(weight).tiles(), look)
     }
 
-    fn encoder(&self) -> Encoder<'_> {
+    pub(super) fn encoder(&self) -> Encoder<'_> {
         let engine = &*self.engine;
         let (reader, counters) = (self.reader(), &engine.counters);
         Encoder { reader, counters, shelf: &engine.shelf, cache: &engine.cache }

@@ -24,10 +24,14 @@ mod settle;
 mod stored;
 mod survey;
 pub mod tree;
+mod values;
 
 use std::sync::Arc;
 
-use crate::{plan::Plan, source::Source};
+use crate::{
+    plan::{Plan, Surveyed},
+    source::Source,
+};
 
 pub use ahead::Access;
 pub use counters::Snapshot;
@@ -35,6 +39,7 @@ pub use engine::{Engine, Options, SourceCache};
 pub use error::{Place, ReadError};
 pub use read::Done;
 pub use tree::{Node, Tree};
+pub use values::{Shown, Values};
 
 /// One plan, served.
 #[derive(Debug)]
@@ -45,7 +50,7 @@ pub struct View {
     engine: Arc<Engine>,
     ahead: ahead::Ahead,
     stored: Option<stored::Stored>,
-    surveys: Vec<survey::Findings>,
+    surveys: Vec<Arc<survey::Findings>>,
 }
 
 impl View {
@@ -55,7 +60,9 @@ impl View {
     pub fn new(plan: Arc<Plan>, source: Arc<dyn Source>, engine: Arc<Engine>) -> Arc<Self> {
         let tree = Tree::new(&plan.files);
         let stored = engine.store.as_ref().map(|store| stored::Stored::open(store, &plan, &*source));
-        let surveys = plan.surveys.iter().map(|_| survey::Findings::default()).collect();
+        // The key of one of its weights says what is asked, of which weights.
+        let key = |surveyed: &Surveyed| plan.weights[surveyed.members[0] as usize].key;
+        let surveys = plan.surveys.iter().map(|surveyed| engine.findings(key(surveyed))).collect();
         let view = Arc::new(Self { plan, source, tree, engine, ahead: ahead::Ahead::default(), stored, surveys });
         view.start_settling();
         view

@@ -1,4 +1,4 @@
-//! What a survey found, kept as long as the view.
+//! What a survey found, kept by the views that asked and for those that will ask the same.
 //!
 //! A survey is made when the first tile needs it, by all threads that do, each looking at the next tile. What
 //! a thread could not read is left for whoever comes next: errors are never kept.

@@ -325,7 +325,9 @@ def quantizing(names):
 def floor(spec):
     if spec in ("mlx-4bit-g64", "mlx-8bit-g64"):
         return 12
-    return 6 if "fp" in spec else 8 if "bit" in spec else 2
+    if not spec.startswith(("mlx-", "zimage-")):
+        return 2
+    return 6 if "fp" in spec else 8
 
 
 def measure(args):

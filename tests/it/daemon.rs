@@ -101,22 +101,29 @@ impl Drop for Model {
 
 pub(crate) fn write_model(dir: &Path) {
     let (rows, cols) = (512usize, 1024usize);
-    let header = serde_json::json!({
-        "model.embed_tokens.weight": { "dtype": "BF16", "shape": [rows, cols], "data_offsets": [0, rows * cols * 2] },
-        "model.norm.weight": { "dtype": "BF16", "shape": [cols], "data_offsets": [rows * cols * 2, (rows + 1) * cols * 2] },
-    })
-    .to_string();
-    let mut file = (header.len() as u64).to_le_bytes().to_vec();
-    file.extend_from_slice(header.as_bytes());
-    // bf16 between 1 and 2, all different enough.
-    file.extend((0..(rows + 1) * cols).flat_map(|i| [u8::try_from(i * 37 % 251).unwrap(), 0x3f]));
-    fs::write(dir.join("model.safetensors"), file).unwrap();
+    write_tensors(dir, &[("model.embed_tokens.weight", &[rows, cols]), ("model.norm.weight", &[cols])]);
     let config = serde_json::json!({
         "model_type": "llama", "hidden_size": cols, "vocab_size": rows, "num_hidden_layers": 0,
         "torch_dtype": "bfloat16", "tie_word_embeddings": true,
     });
     fs::write(dir.join("config.json"), config.to_string()).unwrap();
     fs::write(dir.join("tokenizer.json"), "{}").unwrap();
+}
+
+/// `model.safetensors` with tensors of bf16 between 1 and 2, all different enough.
+pub(crate) fn write_tensors(dir: &Path, tensors: &[(&str, &[usize])]) {
+    let (mut header, mut end) = (serde_json::Map::new(), 0);
+    for (name, shape) in tensors {
+        let start = end;
+        end += shape.iter().product::<usize>() * 2;
+        let entry = serde_json::json!({ "dtype": "BF16", "shape": shape, "data_offsets": [start, end] });
+        header.insert((*name).to_owned(), entry);
+    }
+    let header = serde_json::to_vec(&header).unwrap();
+    let mut file = (header.len() as u64).to_le_bytes().to_vec();
+    file.extend_from_slice(&header);
+    file.extend((0..end / 2).flat_map(|i| [u8::try_from(i * 37 % 251).unwrap(), 0x3f]));
+    fs::write(dir.join("model.safetensors"), file).unwrap();
 }
 
 pub(crate) fn quantfs(args: &[&str]) -> Command {

@@ -158,6 +158,7 @@ fn check_variant(what: &str, case: &Value, variant: &Value) {
         config: Some(config),
         generation_config: case.get("generation_config"),
         dtype: None,
+        mixed: None,
         graph: None,
     };
     let got = MLX.arrange(&component).unwrap_or_else(|e| panic!("{what}: {e}"));
@@ -235,6 +236,7 @@ fn component<'a>(tensors: &'a [TensorInfo], config: &'a Value) -> Component<'a> 
         config: Some(config),
         generation_config: None,
         dtype: None,
+        mixed: None,
         graph: None,
     }
 }
@@ -362,7 +364,16 @@ fn zimage_takes_what_its_quantizer_takes() {
     let tensors: Vec<TensorInfo> = names.iter().map(|n| tensor(n, &[4, 64])).collect();
     let at = |dir| {
         let set = "diffusion_pytorch_model";
-        Component { dir, set, tensors: &tensors, config: None, generation_config: None, dtype: None, graph: None }
+        Component {
+            dir,
+            set,
+            tensors: &tensors,
+            config: None,
+            generation_config: None,
+            dtype: None,
+            mixed: None,
+            graph: None,
+        }
     };
     let quantized = |dir| kept(&ZIMAGE, &at(dir)).iter().map(Option::is_none).collect::<Vec<bool>>();
     assert_eq!(quantized("transformer"), [true, false, false]);

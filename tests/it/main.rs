@@ -18,6 +18,7 @@ mod daemon;
 mod decode;
 mod dense;
 mod dialects;
+mod errors;
 #[cfg(target_os = "linux")]
 mod footprint;
 mod formats;
@@ -25,8 +26,11 @@ mod golden;
 mod gptq;
 mod gptq_views;
 mod hostile;
+mod importance;
 mod kernels;
 mod layers;
+mod living;
+mod methods;
 mod models;
 #[cfg(feature = "fuse")]
 mod mount;
@@ -40,6 +44,11 @@ mod plan;
 #[cfg(feature = "cli")]
 mod readme;
 mod reads;
+#[cfg(feature = "cli")]
+mod recipes;
+mod report;
 mod runtime;
 mod sources;
 mod store;
+mod targets;
+mod views;

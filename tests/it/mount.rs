@@ -16,7 +16,7 @@ use std::{
 };
 
 use quantfs::{
-    fuse::{self, Access, Facts, Force, Live, MountOptions, Owner, Session, SessionOptions, mountinfo},
+    fuse::{self, Access, Facts, Force, Live, MountOptions, Owner, Session, SessionOptions, Show, Shown, mountinfo},
     plan::{self, Content, Extent, Plan},
     source::{self, Entry, FileId, Source, Version},
     view::{self, Engine, View},
@@ -134,6 +134,10 @@ impl Facts for Words {
     }
 }
 
+fn one(view: Arc<View>, word: &'static str) -> Show {
+    Show::One(Shown { view, facts: Arc::new(Words(word)) })
+}
+
 /// Bytes that repeat nowhere near.
 fn noise(len: usize, seed: u64) -> Vec<u8> {
     let mut x = seed;
@@ -201,7 +205,7 @@ impl Scratch {
 
     fn serve_view(&self, view: Arc<View>, options: &SessionOptions) -> Session {
         let mounted = fuse::mount(&self.mnt(), &self.options()).unwrap();
-        Session::start(mounted, view, Arc::new(Words("one")), options).unwrap()
+        Session::start(mounted, one(view, "one"), options).unwrap()
     }
 
     fn at(&self, path: &str) -> PathBuf {
@@ -303,7 +307,7 @@ fn every_way_of_reading_gives_the_same_bytes() {
 /// # Panics
 /// Where the file cannot be mapped.
 #[expect(unsafe_code, reason = "the file is a view's, which does not change")]
-fn map(file: &File) -> memmap2::Mmap {
+pub(crate) fn map(file: &File) -> memmap2::Mmap {
     // SAFETY: nobody writes to the file or truncates it: the mount is read-only.
     unsafe { memmap2::Mmap::map(file) }.unwrap()
 }
@@ -440,7 +444,7 @@ fn every_write_is_refused_without_the_kernels_help() {
     mount_by_hand(&device, &scratch.mnt(), "quantfs", rustix::mount::MountFlags::empty());
     let path = PathBuf::from(format!("/dev/fd/{}", device.as_raw_fd()));
     let mounted = fuse::mount(&path, &scratch.options()).unwrap();
-    let session = Session::start(mounted, scratch.view("one"), Arc::new(Words("one")), &plain()).unwrap();
+    let session = Session::start(mounted, one(scratch.view("one"), "one"), &plain()).unwrap();
     refuses_writes(&scratch);
     unmount_by_hand(&scratch.mnt());
     assert!(session.wait(Some(Duration::from_secs(10))));
@@ -512,7 +516,8 @@ fn a_panic_ends_its_request_and_nothing_else() {
     }
     let scratch = Scratch::new();
     let mounted = fuse::mount(&scratch.mnt(), &scratch.options()).unwrap();
-    let _session = Session::start(mounted, scratch.view("one"), Arc::new(Broken), &plain()).unwrap();
+    let show = Show::One(Shown { view: scratch.view("one"), facts: Arc::new(Broken) });
+    let _session = Session::start(mounted, show, &plain()).unwrap();
     // More of them than there are threads.
     for _ in 0..5 {
         let live = File::open(scratch.at(".quantfs/metrics")).map(drop);
@@ -534,7 +539,7 @@ fn the_hidden_directory_is_live() {
     assert_eq!(read("status.json"), "status.json of one\n");
     assert_eq!(read("metrics"), "metrics of one\n");
     let mut open = File::open(scratch.at(".quantfs/plan.json")).unwrap();
-    session.swap(scratch.view("two"), Arc::new(Words("two"))).unwrap();
+    session.swap(one(scratch.view("two"), "two")).unwrap();
     assert_eq!(contents(&mut open), b"plan.json of one\n", "an open file keeps what it said");
     assert_eq!(read("plan.json"), "plan.json of two\n");
     assert_eq!(fs::read_dir(scratch.at(".quantfs")).unwrap().count(), 3);
@@ -577,7 +582,7 @@ fn others_see_nothing_unless_allowed() {
     for (access, expected) in [(Access::Owner, false), (Access::OwnerAndRoot, false), (Access::Everyone, true)] {
         let scratch = Scratch::new();
         let mounted = fuse::mount(&scratch.mnt(), &MountOptions { access, ..scratch.options() }).unwrap();
-        let _session = Session::start(mounted, scratch.view("one"), Arc::new(Words("one")), &plain()).unwrap();
+        let _session = Session::start(mounted, one(scratch.view("one"), "one"), &plain()).unwrap();
         let cat = as_nobody(Path::new("cat")).arg(scratch.at("config.json")).output().unwrap();
         assert_eq!(cat.status.success(), expected, "{access:?}: {}", String::from_utf8_lossy(&cat.stderr));
         assert_eq!(cat.stdout == b"one", expected);
@@ -593,7 +598,7 @@ fn others_see_no_attributes_that_the_kernel_remembers() {
     for access in [Access::Owner, Access::OwnerAndRoot] {
         let scratch = Scratch::new();
         let mounted = fuse::mount(&scratch.mnt(), &MountOptions { access, ..scratch.options() }).unwrap();
-        let _session = Session::start(mounted, scratch.view("one"), Arc::new(Words("one")), &plain()).unwrap();
+        let _session = Session::start(mounted, one(scratch.view("one"), "one"), &plain()).unwrap();
         for path in ["config.json", "sub", "sub/deep", "sub/deep/notes.txt"] {
             assert_eq!(fs::metadata(scratch.at(path)).unwrap().mode() & 0o077, 0, "{access:?}: {path}");
             let stat = as_nobody(Path::new("stat")).arg(scratch.at(path)).output().unwrap();
@@ -669,7 +674,7 @@ fn swaps(epochs: bool) {
     assert!(!scratch.at("late").exists());
     let ino = fs::metadata(scratch.at("config.json")).unwrap().ino();
     assert_eq!(fs::read(scratch.at("sub/deep/notes.txt")).unwrap(), b"notes");
-    session.swap(other_view(&scratch), Arc::new(Words("two"))).unwrap();
+    session.swap(one(other_view(&scratch), "two")).unwrap();
     if !epochs {
         // Absent names live for a second, present ones until the thread has told the kernel.
         std::thread::sleep(Duration::from_millis(1200));
@@ -684,7 +689,7 @@ fn swaps(epochs: bool) {
     let mut buf = vec![0; 70_000];
     weights_file.read_exact_at(&mut buf, 3_000_000).unwrap();
     assert!(buf == weights()[3_000_000..3_070_000], "bytes that were never read before the swap");
-    session.swap(scratch.view("three"), Arc::new(Words("three"))).unwrap();
+    session.swap(one(scratch.view("three"), "three")).unwrap();
     if !epochs {
         std::thread::sleep(Duration::from_millis(1200));
     }
@@ -762,10 +767,10 @@ fn a_source_that_hangs_holds_up_no_opening() {
     assert!(hung.iter().all(|read| *read == Some(noise(WHOLE, 1))), "we serve it ourselves");
     drop(File::open(scratch.at("whole.bin")).unwrap());
     assert_eq!(session.passed_through(), 0, "decided for life");
-    session.swap(scratch.view("two"), Arc::new(Words("two"))).unwrap();
+    session.swap(one(scratch.view("two"), "two")).unwrap();
     assert!(fs::read(scratch.at("whole.bin")).unwrap() == noise(WHOLE, 1));
     assert_eq!(session.passed_through(), 1, "another view decides anew");
-    session.swap(scratch.view("three"), Arc::new(Words("three"))).unwrap();
+    session.swap(one(scratch.view("three"), "three")).unwrap();
     assert_eq!(session.passed_through(), 0, "decisions go with their view");
 }
 
@@ -883,7 +888,7 @@ fn a_descriptor_that_somebody_mounted_is_served() {
     mount_by_hand(&device, &scratch.mnt(), "quantfs", rustix::mount::MountFlags::RDONLY);
     let path = PathBuf::from(format!("/dev/fd/{}", device.as_raw_fd()));
     let mounted = fuse::mount(&path, &scratch.options()).unwrap();
-    let session = Session::start(mounted, scratch.view("one"), Arc::new(Words("one")), &plain()).unwrap();
+    let session = Session::start(mounted, one(scratch.view("one"), "one"), &plain()).unwrap();
     assert_eq!(fs::read(scratch.at("config.json")).unwrap(), b"one");
     session.unmount(Force::Yes).unwrap();
     assert_eq!(fs::read(scratch.at("config.json")).unwrap(), b"one", "whoever mounted it unmounts it");

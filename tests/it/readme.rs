@@ -11,7 +11,7 @@ fn readme() -> String {
 /// What stands between the comments `<!-- NAME: ... -->` and `<!-- /NAME -->`.
 fn between(name: &str) -> String {
     let text = readme();
-    let start = text.find(&format!("<!-- {name}:")).unwrap();
+    let start = text.find(&format!("<!-- {name}")).unwrap();
     let start = start + text[start..].find("-->\n").unwrap() + 4;
     let end = start + text[start..].find(&format!("<!-- /{name} -->")).unwrap();
     text[start..end].trim().to_owned()
@@ -51,6 +51,22 @@ fn the_worked_example_is_the_one_that_runs() {
     let program = example.strip_prefix("```rust\n").unwrap().strip_suffix("```").unwrap();
     assert!(program.lines().count() > 20, "{program}");
     assert_eq!(program, documented_program(), "put the program of src/runtime/mod.rs there");
+}
+
+/// The unit's commands are understood, and its start is one that tells when it is ready.
+#[test]
+fn the_unit_starts_what_there_is() {
+    let unit = between("unit");
+    let value = |key: &str| unit.lines().find_map(|line| line.trim().strip_prefix(key)?.strip_prefix('=')).unwrap();
+    assert_eq!(value("Type"), "notify");
+    for key in ["ExecStart", "ExecStop"] {
+        let words = value(key).strip_prefix("/usr/local/bin/quantfs ").unwrap().split_whitespace();
+        let nowhere = tempfile::tempdir().unwrap();
+        let words = words.map(|word| word.replace("/models/", "nowhere/").replace("/mnt/", "nowhere/"));
+        let done =
+            Command::new(env!("CARGO_BIN_EXE_quantfs")).args(words).current_dir(nowhere.path()).output().unwrap();
+        assert_eq!(done.status.code(), Some(1), "{key}: {}", String::from_utf8_lossy(&done.stderr));
+    }
 }
 
 /// Every indented line of README that starts with `quantfs` is no usage error. The paths in it do

@@ -19,8 +19,15 @@ use rustix::fs::{Advice, fadvise};
 
 use crate::{
     bulk::bench::{Figure, median, sum},
-    cli::{Failure, args::WINDOW, caches, facts::Facts, memory, mount, options::ViewArgs},
-    fuse::{self, Access, Force, MountOptions, Session, SessionOptions},
+    cli::{
+        Failure,
+        args::WINDOW,
+        caches,
+        facts::{Facts, OfMount},
+        memory, mount,
+        options::ViewArgs,
+    },
+    fuse::{self, Access, Force, MountOptions, Session, SessionOptions, Show, Shown},
     plan::{self, Content, Options, Plan},
     runtime,
     source::{self, FileId, Source},
@@ -163,7 +170,8 @@ impl<'a> Bench<'a> {
         let cache_bytes = usize::try_from(memory::default_cache_size()).unwrap_or(usize::MAX);
         let engine = Engine::new(view::Options { cache_bytes, threads, ..Default::default() })?;
         let view = View::new(plan, Arc::clone(&self.source), engine);
-        let facts = Arc::new(Facts::new(Arc::clone(view.plan()), Arc::clone(view.engine())));
+        let of_mount = OfMount::new(&self.plan.source, Arc::clone(view.engine()));
+        let facts = Arc::new(Facts::new(&of_mount, view.plan()));
         let access = Access::Owner;
         let roots = self.source.local_roots().to_vec();
         let mounted =
@@ -179,7 +187,7 @@ impl<'a> Bench<'a> {
             passthrough: false,
             epochs: true,
         };
-        let session = Session::start(mounted, Arc::clone(&view), facts, &options)?;
+        let session = Session::start(mounted, Show::One(Shown { view: Arc::clone(&view), facts }), &options)?;
         let root = session.place().path.clone();
         std::fs::metadata(root.join(&self.outputs[0].1))?;
         Ok((Mount { root, session: Some(session), _place: place }, started.elapsed()))

@@ -112,6 +112,7 @@ mod tests {
             config: Some(config),
             generation_config: None,
             dtype: None,
+            mixed: None,
             graph: None,
         };
         apart(&component).tensors

@@ -9,6 +9,7 @@ mod config;
 mod draft;
 mod families;
 mod glob;
+mod mixed;
 mod model;
 mod step;
 mod walk;
@@ -19,13 +20,14 @@ use serde_json::{Value, json};
 
 use crate::{
     quant::{
-        Scheme,
+        Facts, Scheme,
         dialect::{Arranged, Arrangement, Choice, Component, Decided, Dialect, hf, index},
     },
     tensor::{Dtype, Float},
 };
 
 use draft::Draft;
+pub use mixed::{Mixed, NAMES};
 use model::Model;
 use step::Drafts;
 use walk::Kind;
@@ -70,11 +72,38 @@ impl Dialect for Mlx {
         }
         let group_size = default.facts().group_size;
         match Model::of(component) {
-            Some(model) => by_family(&model, tensor, module, group_size),
+            Some(model) => by_family(&model, component, tensor, &default.facts()),
             None => {
                 let why = hf::left_alone(component, &tensor.info.name).or_else(|| by_shape(tensor, group_size));
-                why.map_or(Choice::Default, Choice::Keep)
+                let mixed = || component.mixed.map(|mixed| mixed.choose(module, &default.facts()));
+                why.map_or_else(|| mixed().unwrap_or(Choice::Default), Choice::Keep)
             }
+        }
+    }
+
+    fn mixed(
+        &self,
+        component: &Component<'_>,
+        recipe: &str,
+        states_group: bool,
+        default: &dyn Scheme,
+        tensors: &[Arranged],
+    ) -> Result<Mixed, String> {
+        if default.facts().mode != "affine" {
+            return Err(format!("{recipe} is for affine schemes, as 4bit, and not for {}", default.facts().mode));
+        }
+        let mixed = Mixed::new(recipe, states_group, tensors)?;
+        let asked = Component { mixed: Some(&mixed), ..*component };
+        let failing = tensors.iter().find(|t| {
+            t.module().is_some_and(|m| !mixed.places(m))
+                && matches!(self.choose(&asked, t, default), Choice::Other { .. })
+        });
+        match failing {
+            None => Ok(mixed),
+            Some(t) => Err(format!(
+                "mlx_lm's {recipe} fails on {}: its name has no number where those of the layers have theirs",
+                t.info.name
+            )),
         }
     }
 
@@ -204,7 +233,8 @@ fn uneven(cols: usize, group_size: usize) -> Option<String> {
     (!cols.is_multiple_of(group_size)).then(|| format!("last dimension {cols} is no multiple of {group_size}"))
 }
 
-fn by_family(model: &Model<'_>, tensor: &Arranged, module: &str, group_size: usize) -> Choice {
+fn by_family(model: &Model<'_>, component: &Component<'_>, tensor: &Arranged, default: &Facts) -> Choice {
+    let (module, group_size) = (tensor.module().unwrap_or_default(), default.group_size);
     let cols = tensor.info.shape.last().copied().unwrap_or(1);
     match model.place(&tensor.info.name).map(|p| p.kind) {
         None => return Choice::Never("not in mlx_lm's model".into()),
@@ -213,6 +243,10 @@ fn by_family(model: &Model<'_>, tensor: &Arranged, module: &str, group_size: usi
     }
     if let Some(why) = uneven(cols, group_size) {
         return Choice::Keep(why);
+    }
+    // A recipe takes the place of the model's own predicate.
+    if let Some(mixed) = component.mixed {
+        return mixed.choose(module, default);
     }
     if model.dense(module) {
         return Choice::Keep("kept by the model's predicate".into());

@@ -44,6 +44,8 @@ pub struct Component<'a> {
     pub generation_config: Option<&'a Value>,
     /// What `--dtype` asks floating tensors to be cast to; `None` leaves it to the dialect.
     pub dtype: Option<Float>,
+    /// The reference tool's recipe that chooses schemes by names, where one is asked for ([`Dialect::mixed`]).
+    pub mixed: Option<&'a mlx::Mixed>,
     /// The ONNX model whose [external tensors](container::onnx::Model::tensors) these are; `None` for tensors of safetensors files.
     pub graph: Option<&'a container::onnx::Model>,
 }
@@ -162,11 +164,35 @@ pub trait Dialect: Sync + Debug {
     /// What becomes of a tensor where no rule says otherwise.
     fn choose(&self, component: &Component<'_>, tensor: &Arranged, default: &dyn Scheme) -> Choice;
 
+    /// The reference tool's recipe of this name ([`mlx::NAMES`]) for a component of these tensors, which
+    /// [`choose`](Self::choose) then goes by. `states_group` is whether the group size was asked for.
+    ///
+    /// # Errors
+    /// A recipe that these loaders, this scheme or this model cannot have, with the reason.
+    fn mixed(
+        &self,
+        component: &Component<'_>,
+        recipe: &str,
+        states_group: bool,
+        default: &dyn Scheme,
+        tensors: &[Arranged],
+    ) -> Result<mlx::Mixed, String> {
+        let _ = (component, states_group, default, tensors);
+        Err(format!("{recipe} is a recipe of mlx_lm; a view of {} has none by name", self.name()))
+    }
+
     /// The name of the group of modules that are surveyed together with this one, as loaders fuse them (queries,
     /// keys and values); `None` where it is surveyed alone.
     fn siblings(&self, stem: &str) -> Option<String> {
         let _ = stem;
         None
+    }
+
+    /// Whether weights of one component may be stored so beside others that are as the view's own scheme says, which
+    /// loaders can be told and which changes nothing but the weights.
+    fn mixes(&self, view: &dyn Scheme, other: &dyn Scheme) -> bool {
+        let _ = (view, other);
+        true
     }
 
     /// Whether the loaders can be told of all that was decided.
