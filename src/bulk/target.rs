@@ -45,8 +45,8 @@ const SAMPLE: NonZero<u64> = NonZero::new(1 << 20).unwrap();
 /// How far from the target the outcome may be, where candidates allow it.
 const TOLERANCE: f64 = 0.01;
 
-/// How often an outcome whose headers made it too long is tried anew with less.
-const TRIES: usize = 8;
+/// How often an outcome whose headers made it too long is tried anew with less, each time with twice as much less.
+const TRIES: u32 = 16;
 
 /// A view of the size that was asked for.
 #[derive(Clone, Debug)]
@@ -231,29 +231,25 @@ impl Search<'_> {
         if asked >= high.1 {
             return Ok(high);
         }
+        let mut budget = shifted(least, self.target.bytes(asked - low.1, self.plan)).clamp(least, most);
         // Exact where nothing but the parts changes; headers differ by some bytes a weight.
-        let mut budget = self.budget(least, asked - low.1).clamp(least, most);
-        for _ in 0..TRIES {
-            let made = self.made(budget)?;
+        let mut made = self.made(budget)?;
+        for tried in 0..TRIES {
             if made.1 <= asked {
-                return Ok(made);
+                break;
             }
-            let above = self.target.bytes(made.1 - asked, self.plan).ceil();
-            budget = self.budget(budget, -above.max(1.0) * self.unit()).clamp(least, most);
+            let above = self.target.bytes(made.1 - asked, self.plan).max(1.0);
+            budget = shifted(budget, -above * f64::from(1u32 << tried)).clamp(least, most);
+            made = self.made(budget)?;
         }
-        Ok(low)
-    }
-
-    /// The target's unit in its own measure: what a byte is.
-    fn unit(&self) -> f64 {
-        1.0 / self.target.bytes(1.0, self.plan).max(f64::MIN_POSITIVE)
-    }
-
-    /// So many bytes, and a difference in the target's unit.
-    fn budget(&self, from: u64, difference: f64) -> u64 {
-        let bytes = self.target.bytes(difference, self.plan);
-        #[expect(clippy::cast_possible_truncation, reason = "far below 2^63, or saturated")]
-        from.saturating_add_signed(bytes.floor() as i64)
+        if made.1 < asked * (1.0 - TOLERANCE) {
+            let [asked, made] = [asked, made.1].map(|value| self.target.tell(value));
+            tracing::warn!(
+                "{}: asked for {asked}; the nearest below that its schemes allow is {made}",
+                self.plan.source
+            );
+        }
+        Ok(made)
     }
 
     fn candidates(&self) -> Vec<Vec<Candidate>> {
@@ -279,6 +275,12 @@ impl Search<'_> {
         let reached = self.target.of(&plan);
         Ok((options, reached))
     }
+}
+
+/// So many bytes more, or less.
+fn shifted(from: u64, bytes: f64) -> u64 {
+    #[expect(clippy::cast_possible_truncation, reason = "far below 2^63, or saturated")]
+    from.saturating_add_signed(bytes.floor() as i64)
 }
 
 /// Options with more rules, which go after their own.

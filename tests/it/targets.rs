@@ -90,8 +90,13 @@ fn texts(options: &Options) -> Vec<&str> {
 #[test]
 fn views_are_as_large_as_asked() {
     let dir = model(PLAIN, 0);
-    for spec in ["mlx-4bit-g64", "ct-4bit-g128", "gptq-4bit-g64"] {
-        for bits in [4.1, 4.5, 5.0, 6.7, 8.0] {
+    // The others leave embeddings and output layers dense, which are a fifth of this model.
+    for (spec, sizes) in [
+        ("mlx-4bit-g64", [3.1, 4.5, 5.0, 6.7, 8.0]),
+        ("ct-4bit-g128", [4.8, 5.2, 6.0, 7.5, 8.8]),
+        ("gptq-4bit-g64", [4.9, 5.2, 6.0, 7.5, 8.8]),
+    ] {
+        for bits in sizes {
             let (chosen, plan) = chosen(dir.path(), &asked(spec, &[]), Target::BitsPerWeight(bits)).unwrap();
             let reached = plan.totals().bits_per_weight;
             assert!(reached <= bits && reached >= bits * 0.99, "{spec}: {reached} for {bits}");
@@ -111,11 +116,11 @@ fn what_is_out_of_reach_is_refused_with_what_is_in_it() {
     let dir = model(PLAIN, 0);
     for bits in [1.0, 12.0] {
         let why = chosen(dir.path(), &asked("4bit", &[]), Target::BitsPerWeight(bits)).unwrap_err();
-        // All of 2 bits in groups of 128, and all of 8 in groups of 32, beside one norm.
-        let norm = |bits: f64, all: f64| (bits * (all - 128.0) + 16.0 * 128.0) / all;
+        // All of 2 bits in groups of 128, beside one norm; at the other end what loses least, mostly 8 bits in groups of 32.
         let all = 128.0 + shapes(0).iter().map(|(_, [n, k])| (n * k) as f64).sum::<f64>();
-        let range = format!("from {:.3} bits per weight to {:.3} bits per weight", norm(2.25, all), norm(9.0, all));
-        assert!(why.contains(&range) && why.contains(&format!("{bits:.3}")), "{range}: {why}");
+        let least = (2.25 * (all - 128.0) + 16.0 * 128.0) / all;
+        let from = format!("range from {least:.3} bits per weight to 8.");
+        assert!(why.contains(&from) && why.contains(&format!("{bits:.3} bits per weight are out")), "{from}: {why}");
     }
     let why = chosen(dir.path(), &asked("4bit", &[]), Target::Bytes(1000)).unwrap_err();
     assert!(why.contains("1000 bytes") && why.contains("range from"), "{why}");
@@ -206,9 +211,8 @@ fn the_choice_depends_on_the_question_alone() {
 #[test]
 fn what_loses_nothing_gets_the_least() {
     let dir = tempfile::tempdir().unwrap();
-    let plain: Vec<f32> = (0..128 * 128).map(|i| if i % 2 == 0 { -1.0 } else { 1.0 }).collect();
     let tensors = [
-        bf16("blocks.0.a.weight", &[128, 128], &plain),
+        bf16("blocks.0.a.weight", &[128, 128], &[0.0; 128 * 128]),
         bf16("blocks.0.b.weight", &[128, 128], &values(3, 128 * 128)),
         bf16("blocks.1.a.weight", &[128, 128], &[0.0; 128 * 128]),
         bf16("blocks.1.b.weight", &[128, 128], &values(4, 128 * 128)),

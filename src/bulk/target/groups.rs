@@ -1,6 +1,6 @@
 //! Which weights get one scheme: what one rule speaks of, the experts of a layer, and what loaders run as one matrix.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::plan::{Parts, Plan, Row, Spec};
 
@@ -20,17 +20,17 @@ pub(super) fn of(plan: &Plan) -> Vec<Vec<usize>> {
         groups.entry(leader(&leaders, number)).or_default().push(number);
     }
     // A weight that is fixed holds those fast that must agree with it.
-    let fixed: Vec<(&str, String)> =
-        plan.rows.iter().filter(|row| row.weight.is_some() && !row.by_spec).flat_map(fixed_keys).collect();
+    let fixed: HashSet<(&str, String)> = plan
+        .rows
+        .iter()
+        .filter(|row| row.weight.is_some() && !row.by_spec)
+        .flat_map(|row| keys(row).into_iter().map(|key| (row.component.as_str(), key)))
+        .collect();
     let free = |rows: &Vec<usize>| {
-        let mut all = rows.iter().flat_map(|row| keys(&plan.rows[*row]).into_iter().map(|key| (&plan.rows[*row], key)));
-        !all.any(|(row, key)| fixed.iter().any(|(dir, other)| *dir == row.component && *other == key))
+        let rows = rows.iter().map(|row| &plan.rows[*row]);
+        !rows.flat_map(|row| keys(row).into_iter().map(|key| (row.component.as_str(), key))).any(|k| fixed.contains(&k))
     };
     groups.into_values().filter(free).collect()
-}
-
-fn fixed_keys(row: &Row) -> Vec<(&str, String)> {
-    keys(row).into_iter().map(|key| (row.component.as_str(), key)).collect()
 }
 
 fn leader(leaders: &[usize], mut at: usize) -> usize {
