@@ -90,6 +90,7 @@ fn dense(component: &str, held: &Held) -> Row {
         bytes_after: bytes,
         sources: vec![],
         weight: None,
+        by_spec: false,
     }
 }
 

@@ -46,6 +46,8 @@ pub struct Sums {
     pub error: f64,
     /// The same, each square times the importance of its column; all are 1 where none was given.
     pub weighted: f64,
+    /// Sum of the squares of the elements, each times the importance of its column.
+    pub weighted_energy: f64,
     /// The largest magnitude of an element.
     pub largest: f64,
     /// The largest magnitude of a difference.
@@ -87,6 +89,7 @@ impl Sums {
         self.energy += other.energy;
         self.error += other.error;
         self.weighted += other.weighted;
+        self.weighted_energy += other.weighted_energy;
         self.largest = self.largest.max(other.largest);
         self.worst = self.worst.max(other.worst);
     }
@@ -110,7 +113,8 @@ impl Sums {
     /// Of a portion of a weight of so many rows and columns.
     fn of(values: &Values<'_>, [rows, cols]: [usize; 2], importance: Option<&[f32]>) -> Self {
         let mut sums = Self::unweighted(values.given, values.shown);
-        sums.weighted = importance.map_or(sums.error, |h| weighted(values, [rows, cols], h));
+        (sums.weighted, sums.weighted_energy) =
+            importance.map_or((sums.error, sums.energy), |h| weighted(values, [rows, cols], h));
         sums
     }
 
@@ -181,22 +185,26 @@ impl Lanes {
     }
 }
 
-/// Squares of differences times the importance of their columns. Where there is more importance than columns, the
+/// Squares of differences, and of elements, times the importance of their columns. Where there is more importance than columns, the
 /// matrices of a stack have their own, one after the other.
-fn weighted(values: &Values<'_>, [rows, cols]: [usize; 2], importance: &[f32]) -> f64 {
+fn weighted(values: &Values<'_>, [rows, cols]: [usize; 2], importance: &[f32]) -> (f64, f64) {
     let matrices = (importance.len() / cols.max(1)).max(1);
     let height = (rows / matrices).max(1);
-    let mut sum = 0.0;
+    let (mut sum, mut energy) = (0.0, 0.0);
     for (line, (given, shown)) in values.given.chunks(values.line).zip(values.shown.chunks(values.line)).enumerate() {
         let first = values.start + line * cols;
         for (i, (w, q)) in given.iter().zip(shown).enumerate() {
             let (row, col) = ((first + i) / cols, (first + i) % cols);
             let matrix = (row / height).min(matrices - 1);
             let d = f64::from(*w) - f64::from(*q);
-            sum += if d.is_finite() { d * d * f64::from(importance[matrix * cols + col]) } else { 0.0 };
+            if d.is_finite() {
+                let weight = f64::from(importance[matrix * cols + col]);
+                sum += d * d * weight;
+                energy += f64::from(*w) * f64::from(*w) * weight;
+            }
         }
     }
-    sum
+    (sum, energy)
 }
 
 /// How a weight is looked at.
@@ -408,7 +416,11 @@ mod tests {
     #[test]
     fn importance_is_of_columns_and_of_matrices() {
         let (given, shown) = ([1.0; 8], [0.0; 8]);
-        let of = |h: &[f32]| Sums::of(&values(&given, &shown, 1, 2), [4, 4], Some(h)).weighted;
+        let of = |h: &[f32]| {
+            let sums = Sums::of(&values(&given, &shown, 1, 2), [4, 4], Some(h));
+            assert_eq!(sums.weighted_energy, sums.weighted, "all of it is lost");
+            sums.weighted
+        };
         assert_eq!(of(&[100.0, 1.0, 2.0, 100.0]), 4.0 * 3.0);
         assert_eq!(of(&[100.0, 1.0, 2.0, 100.0, 100.0, 10.0, 20.0, 100.0]), 2.0 * 3.0 + 2.0 * 30.0);
         let run = Sums::of(&values(&given, &shown, 4, 8), [4, 4], Some(&[1.0, 2.0, 3.0, 4.0])).weighted;

@@ -1,4 +1,4 @@
-//! What reads whole views: export, verify, errors, report; and what measures the machine: bench.
+//! What reads whole views: export, verify, errors, report, target sizes; and what measures the machine: bench.
 //!
 //! Library code that takes long tells a [`Progress`]; the bar is the command line's. Knows no FUSE
 //! and prints nothing.
@@ -15,6 +15,7 @@ mod models;
 mod recognized;
 pub mod report;
 mod stated;
+pub mod target;
 mod tensors;
 
 pub use audit::{Audit, audit};

@@ -5,6 +5,7 @@
 //! becomes one line and an exit code: 0 done, 1 refused or failed, 2 usage.
 
 pub mod bench;
+mod chosen;
 pub mod decode;
 pub mod export;
 mod failure;
@@ -92,6 +93,7 @@ enum Verb {
     Warm(warm::Warm),
     Inspect(inspect::Inspect),
     Report(report::Report),
+    Recipe(recipe::Recipe),
     Export(export::Export),
     Verify(verify::Verify),
     Generate(generate::Generate),
@@ -164,6 +166,7 @@ fn run(typed: Vec<OsString>) -> Result<(), Failure> {
         Verb::Warm(args) => warm::run(args, out),
         Verb::Inspect(args) => inspect::run(args, out),
         Verb::Report(args) => report::run(args, out),
+        Verb::Recipe(args) => recipe::run(args, out),
         Verb::Export(args) => export::run(args, out),
         Verb::Verify(args) => verify::run(args, out),
         Verb::Generate(args) => generate::run(args, out),

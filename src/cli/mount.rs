@@ -99,6 +99,10 @@ pub fn run(args: &Mount, typed: &[std::ffi::OsString], out: &mut dyn Write) -> R
             if args.mount.json { tell_json(&ready, None, out) } else { Ok(()) }
         })
     } else {
+        if args.view.target()?.is_some() {
+            // It may take longer than a mount may, and here somebody sees its progress; the process finds the answer.
+            Config::new(&args.source, &args.view, &args.many)?.open()?;
+        }
         let (ready, log) = daemon::start(typed, &args.mountpoint)?;
         if args.mount.json {
             tell_json(&ready, Some(&log), out)?;

@@ -5,8 +5,9 @@ use std::{collections::BTreeMap, path::Path, sync::Arc};
 use clap::Args;
 
 use crate::{
-    cli::{Failure, size},
-    plan::{Adapter, ComponentOptions, Error, Options, Override, Parts, Predicate, Rename, Rule, Spec},
+    bulk::target::Target,
+    cli::{Failure, chosen, size},
+    plan::{Adapter, ComponentOptions, Error, Importance, Options, Override, Parts, Predicate, Rename, Rule, Spec},
     source::{self, Caches, Joined, Source},
     tensor::Float,
 };
@@ -38,6 +39,12 @@ pub struct ViewArgs {
     /// what flags leave open
     #[arg(long, value_name = "FILE|NAME")]
     pub recipe: Option<String>,
+    /// Choose a scheme for each weight, so that an element of the view takes so many bits on average over all tensors
+    #[arg(long, value_name = "BITS", conflicts_with = "target_size", value_parser = target_bpw)]
+    pub target_bpw: Option<f64>,
+    /// Choose a scheme for each weight, so that the weight files of the view come to this size
+    #[arg(long, value_name = "SIZE")]
+    pub target_size: Option<String>,
     /// Exceptions, the first match wins: a glob over source tensor names and a spec; `source` keeps
     /// a tensor (repeatable)
     #[arg(long = "rule", value_name = "PATTERN=SPEC")]
@@ -61,6 +68,10 @@ pub struct ViewArgs {
     /// times SCALE (repeatable; they add up) [default SCALE: 1]
     #[arg(long = "lora", value_name = "ADAPTER[:SCALE]")]
     pub loras: Vec<String>,
+    /// What errors weigh, for methods that weigh them (`ls`, `hqq`): llama.cpp's importance matrix (GGUF or .dat), or
+    /// .safetensors with a tensor of each weight's name, [columns] or [experts, columns]
+    #[arg(long, value_name = "FILE")]
+    pub importance: Option<String>,
     /// Show an all-in-one checkpoint (denoiser, text encoders and VAE in one file) as component directories
     #[arg(long)]
     pub split: bool,
@@ -103,7 +114,33 @@ impl ViewArgs {
     }
 
     fn open_filled(&self, name: &str, caches: &Caches) -> Result<(Arc<dyn Source>, Options), Failure> {
+        let (source, options) = self.open_without_target(name, caches)?;
+        let Some(target) = self.target()? else { return Ok((source, options)) };
+        let options = chosen::options(&source, &options, target)?;
+        Ok((source, options))
+    }
+
+    /// Whether schemes are chosen by a target.
+    #[must_use]
+    pub fn chooses(&self) -> bool {
+        self.target_bpw.is_some() || self.target_size.is_some()
+    }
+
+    /// The size that the view shall have, where one was asked for.
+    ///
+    /// # Errors
+    /// A text that is no size.
+    pub(super) fn target(&self) -> Result<Option<Target>, Error> {
+        let size = self.target_size.as_deref().map(size::parse).transpose();
+        let size = size.map_err(|why| Error::Spec(format!("--target-size: {why}")))?;
+        Ok(self.target_bpw.map(Target::BitsPerWeight).or(size.map(Target::Bytes)))
+    }
+
+    /// As [`open`](Self::open), but for the choice of schemes that a target asks for.
+    fn open_without_target(&self, name: &str, caches: &Caches) -> Result<(Arc<dyn Source>, Options), Failure> {
         let mut options = self.options()?;
+        let importance = self.importance.as_deref().map(|path| Importance::open(Path::new(path)));
+        options.importance = importance.transpose()?.map(Arc::new);
         let base = source::open(name, caches)?;
         if self.overrides.is_empty() && self.loras.is_empty() {
             return Ok((base.into(), options));
@@ -188,7 +225,9 @@ impl ViewArgs {
         };
         let read = self.with_recipe()?;
         let loras = read.loras.iter().map(lora).collect::<Result<_, Error>>()?;
-        Ok(Self { overrides: read.overrides.iter().map(|path| absolute(path)).collect(), loras, ..read })
+        let overrides = read.overrides.iter().map(|path| absolute(path)).collect();
+        let importance = read.importance.as_deref().map(absolute);
+        Ok(Self { overrides, loras, importance, ..read })
     }
 }
 
@@ -230,6 +269,13 @@ pub(super) fn scaled(text: &str) -> Result<(&str, f32), Error> {
         _ => Err(Error::Spec(format!(
             "--lora {text}: `{scale}` is no finite number, as the SCALE of ADAPTER:SCALE is, and no file has that whole name"
         ))),
+    }
+}
+
+fn target_bpw(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(bits) if bits.is_finite() && bits > 0.0 => Ok(bits),
+        _ => Err("a number of bits, 4.5 say".to_owned()),
     }
 }
 

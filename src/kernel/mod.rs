@@ -13,6 +13,7 @@
 //! the kernels' text and were never compared with a device.
 
 mod body;
+mod choice;
 mod dense;
 mod peak;
 mod product;
@@ -31,6 +32,7 @@ use std::{
 
 use crate::{num::book::Book, tensor::Float};
 
+pub use choice::{Choice, Method};
 pub use dense::Dense;
 pub use product::{Activations, Coded, Product, Zero};
 use product::{Ahead, Inputs, Map, Panel, Rows, Stored, Terms, Tiling};
@@ -239,6 +241,7 @@ pub struct Cast {
 }
 
 type QuantizeAffine = fn(&Affine, &[u8], &mut [u8], &mut [u8], &mut [u8]);
+type ChooseAffine = fn(&Affine, &Choice<'_>, &[u8], [&mut [u8]; 3]);
 type DequantizeAffine = fn(&Affine, &[u8], &[u8], &[u8], &mut [f32]);
 type QuantizeMicro = fn(&Micro, &[u8], &mut [u8], &mut [u8]);
 type DequantizeMicro = fn(&Micro, &[u8], &[u8], &mut [f32]);
@@ -271,6 +274,7 @@ type Multiply = fn(usize, &[f32], &[f32], &mut [f32]);
 pub struct Kernels {
     isa: Isa,
     quantize_affine: QuantizeAffine,
+    choose_affine: ChooseAffine,
     dequantize_affine: DequantizeAffine,
     quantize_micro: QuantizeMicro,
     dequantize_micro: DequantizeMicro,

@@ -10,6 +10,7 @@ use crate::{
         decide::{Decider, Decision, Scope},
         dense,
         graph::{self, Drafted},
+        importance::{Binder, with_note},
         layout::{self, Output, Unit},
         origin, overrides,
         rename::Renames,
@@ -56,6 +57,7 @@ pub fn build(source: &dyn Source, options: &Options) -> Result<Plan, Error> {
         patched: BTreeMap::new(),
         renames: Renames::new(&options.renames),
         drafted: vec![],
+        binder: Binder::new(options.importance.as_deref()),
     };
     let mut by_size: Vec<&Set> = snapshot.sets.iter().collect();
     // Where several sets share a directory, its config.json speaks of the largest.
@@ -66,6 +68,8 @@ pub fn build(source: &dyn Source, options: &Options) -> Result<Plan, Error> {
     decider.check_components(&snapshot.sets.iter().map(|set| set.dir.as_str()).collect::<Vec<_>>())?;
     decider.check_rules()?;
     builder.renames.check()?;
+    let binder = std::mem::replace(&mut builder.binder, Binder::new(None));
+    binder.check(&mut builder.plan.warnings)?;
     builder.finish(&snapshot, &decider)
 }
 
@@ -79,6 +83,7 @@ struct Builder<'a> {
     renames: Renames<'a>,
     /// Models that are laid out when all of them are known, since they may share files.
     drafted: Vec<Drafted<'a>>,
+    binder: Binder<'a>,
 }
 
 impl<'a> Builder<'a> {
@@ -106,6 +111,7 @@ impl<'a> Builder<'a> {
         let mut arrangement = arrangement;
         for tensor in &mut arrangement.tensors {
             let mut decision = decider.decide(&component, tensor)?;
+            self.binder.weigh(set, tensor, &mut decision)?;
             modules.extend(decision.stored.iter().map(|s| (self.plan.weights.len(), s.weight.stem.clone())));
             if set.graph.is_none() {
                 self.rename(tensor, &mut decision)?;
@@ -192,15 +198,19 @@ impl<'a> Builder<'a> {
             let same = Arranged { info: info.clone(), from: vec![Slice::whole(number, info)], plus_one: false };
             let (becomes, why, weight) = match shown {
                 Err(why) => {
-                    let plain = Decision { stored: None, why: why.clone() };
+                    let plain = Decision::dense(why.clone());
                     if !place.is_own(set) {
                         let mut outputs = self.unit(set, &same, &plain)?.outputs.into_iter().flat_map(|o| o.contents);
                         replaced.extend(outputs.next().map(|(content, _)| (number, content)));
                     }
                     ("kept".to_owned(), why, None)
                 }
-                Ok(shown) => {
+                Ok(mut shown) => {
                     let from = origin::origin(set, &same)?;
+                    let weighted = self.binder.weighted(set, &same, &shown.weight, shown.scheme.as_ref())?;
+                    if let Some(scheme) = weighted {
+                        (shown.scheme, shown.why) = (scheme, with_note(&shown.why));
+                    }
                     let planned = origin::planned(self.source, shown.weight, from, shown.scheme, shown.parts);
                     let mut outputs = self.weigh(planned)?.into_iter().flat_map(|output| output.contents);
                     replaced.extend(outputs.next().map(|(content, _)| (number, content)));
@@ -218,6 +228,7 @@ impl<'a> Builder<'a> {
                 bytes_after: bytes,
                 sources: vec![info.name.clone()],
                 weight,
+                by_spec: false,
             });
         }
         survey::plan(&mut self.plan, first, &BTreeMap::new(), dialect);
@@ -380,6 +391,7 @@ impl<'a> Builder<'a> {
                 bytes_after: 0,
                 sources: vec![],
                 weight: None,
+                by_spec: false,
             });
         }
     }
@@ -403,6 +415,7 @@ impl<'a> Builder<'a> {
             bytes_after,
             sources: names,
             weight: decision.stored.as_ref().and_then(|_| self.last_weight()),
+            by_spec: decision.by_spec,
         });
     }
 

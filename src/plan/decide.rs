@@ -20,6 +20,15 @@ pub(crate) struct Decision {
     pub(crate) stored: Option<Stored>,
     /// Why, for the report.
     pub(crate) why: String,
+    /// Whether the view's spec alone decided how it is stored: no rule, no predicate.
+    pub(crate) by_spec: bool,
+}
+
+impl Decision {
+    /// Dense, for a reason.
+    pub(crate) fn dense(why: String) -> Self {
+        Self { stored: None, why, by_spec: false }
+    }
 }
 
 /// How a tensor is quantized.
@@ -169,7 +178,7 @@ impl<'a> Decider<'a> {
         let Some(scheme) = spec.bind()? else {
             let why = format!("kept by rule {}", rule.text);
             self.rules[number].obeyed += 1;
-            return Ok(Decision { stored: None, why });
+            return Ok(Decision::dense(why));
         };
         let never = match scope.dialect.choose(component, tensor, scheme.as_ref()) {
             Choice::Never(why) => Some(why),
@@ -181,11 +190,11 @@ impl<'a> Decider<'a> {
         match said {
             Ok(stored) => {
                 tally.obeyed += 1;
-                Ok(Decision { stored: Some(stored), why: format!("rule {rule}") })
+                Ok(Decision { stored: Some(stored), why: format!("rule {rule}"), by_spec: false })
             }
             Err(why) => {
                 tally.refusal.get_or_insert_with(|| format!("{}: {why}", tensor.info.name));
-                Ok(Decision { stored: None, why: format!("{why} (though rule {rule} matches)") })
+                Ok(Decision::dense(format!("{why} (though rule {rule} matches)")))
             }
         }
     }
@@ -237,9 +246,9 @@ impl<'a> Decider<'a> {
 
 fn by_dialect(scope: &Scope<'_>, component: &Component<'_>, tensor: &Arranged) -> Result<Decision, Error> {
     let Some(default) = &scope.default else {
-        return Ok(Decision { stored: None, why: format!("{} keeps the source's precision", scope.spec) });
+        return Ok(Decision::dense(format!("{} keeps the source's precision", scope.spec)));
     };
-    let kept = |why: String| Ok(Decision { stored: None, why });
+    let kept = |why: String| Ok(Decision::dense(why));
     let (spec, entry, why) = match scope.dialect.choose(component, tensor, default.as_ref()) {
         Choice::Keep(why) | Choice::Never(why) => return kept(why),
         Choice::Default => (scope.spec.clone(), None, String::new()),
@@ -249,8 +258,9 @@ fn by_dialect(scope: &Scope<'_>, component: &Component<'_>, tensor: &Arranged) -
         }
     };
     let scheme = if spec == *scope.spec { default.clone() } else { bound(&spec)? };
+    let by_spec = entry.is_none();
     match store(&spec, scheme, tensor, scope.dialect.stem(component, tensor), entry) {
-        Ok(stored) => Ok(Decision { stored: Some(stored), why }),
+        Ok(stored) => Ok(Decision { stored: Some(stored), why, by_spec }),
         Err(why) => kept(why),
     }
 }

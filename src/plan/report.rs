@@ -2,7 +2,10 @@
 
 use serde::Serialize;
 
-use crate::{plan::Plan, tensor::Dtype};
+use crate::{
+    plan::{Content, File, Plan},
+    tensor::Dtype,
+};
 
 /// What becomes of one tensor.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -29,6 +32,9 @@ pub struct Row {
     /// Index into [`Plan::weights`] of what it is stored as; `None` where it is not quantized.
     #[serde(skip)]
     pub weight: Option<u32>,
+    /// Whether it is quantized as the view's own spec says, which neither a rule nor the model's predicate changed.
+    #[serde(skip)]
+    pub by_spec: bool,
 }
 
 impl Row {
@@ -74,6 +80,16 @@ impl Plan {
             bytes_after,
             bits_per_weight: if elements == 0 { 0.0 } else { bytes_after as f64 * 8.0 / elements as f64 },
         }
+    }
+
+    /// Bytes of the files that hold tensors, headers included.
+    #[must_use]
+    pub fn weight_bytes(&self) -> u64 {
+        let holds = |file: &&File| {
+            let parts = file.extents.iter().any(|extent| matches!(extent.content, Content::Part { .. }));
+            parts || file.path.ends_with(".safetensors")
+        };
+        self.files.iter().filter(holds).map(|file| file.len).sum()
     }
 
     /// The plan as JSON: spec, source, totals, tensors, files, warnings.

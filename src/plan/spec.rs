@@ -156,6 +156,20 @@ impl Spec {
         found
     }
 
+    /// The alternatives that choose codes in the same way, as far as their schemes offer ways.
+    #[must_use]
+    pub fn alternative_schemes(&self) -> Vec<Self> {
+        let mine = self.method();
+        let alike = |other: &Self| mine.is_none() || other.method().is_none() || other.method() == mine;
+        self.alternatives().into_iter().filter(alike).collect()
+    }
+
+    /// How codes are chosen, where the scheme offers several ways.
+    fn method(&self) -> Option<&'static str> {
+        let options = self.format.options(self.scheme);
+        self.words.iter().zip(options).find(|(_, option)| is_method(option)).map(|(word, _)| *word)
+    }
+
     /// The spec that keeps the source's precision within this format.
     fn kept(&self) -> Result<Self, Error> {
         let source: &'static dyn Format = named_format("source")?;

@@ -2,8 +2,8 @@
 
 use quantfs::{
     kernel::{
-        Affine, Blocks, Cast, Coding, Columns, Flavour, Isa, Kernels, Micro, MicroCode, Rule, ScaleRule, Scaled,
-        available, kernels,
+        Affine, Blocks, Cast, Choice, Coding, Columns, Flavour, Isa, Kernels, Method, Micro, MicroCode, Rule,
+        ScaleRule, Scaled, available, kernels,
     },
     num::book::{FP4, NF4},
     tensor::Float,
@@ -116,6 +116,33 @@ fn affine_is_the_same_from_every_table() {
                         &mut values,
                     );
                     store(&values, out);
+                });
+            }
+        }
+    }
+}
+
+/// Every method, weighted and not; rows of eleven groups, so that bands begin within one.
+#[test]
+fn methods_choose_the_same_from_every_table() {
+    let mut random = Random(11);
+    for (i, groups) in GROUPS.into_iter().enumerate() {
+        for (n, (group, float, flavour)) in combinations([32, 64, 128]).enumerate() {
+            let bits = [2, 3, 4, 5, 6, 8][(i + n) % 6];
+            for method in [Method::Rtn, Method::Ls, Method::Hqq] {
+                let start = random.index(8);
+                let src = elements(&mut random, float, groups * group, start);
+                let stored = if i % 2 == 0 { float } else { Float::F32 };
+                let job = Affine { bits, group, float, stored, flavour };
+                let weights: Vec<f32> = (0..11 * group).map(|_| random.below(1000) as f32 / 500.0).collect();
+                let importance = if random.below(2) == 0 { &[] } else { &weights[..] };
+                let choice = Choice { method, importance, first: random.index(11) * group };
+                let (codes, params) = (groups * group / 8 * bits as usize, groups * stored.size());
+                let what = format!("{method:?} {job:?}, {groups} groups from {}", choice.first);
+                differential(&what, codes + 2 * params, start, |k, out| {
+                    let (codes, rest) = out.split_at_mut(codes);
+                    let (scales, biases) = rest.split_at_mut(params);
+                    k.choose_affine(&job, &choice, &src[start..], [codes, scales, biases]);
                 });
             }
         }

@@ -293,7 +293,7 @@ fn mixed(case: &Value, name: &str, spec: &str) -> Result<Vec<(String, u64)>, Str
     for tensor in &arranged.tensors {
         match MLX.choose(&component, tensor, scheme.as_ref()) {
             Choice::Other { entry, .. } => {
-                out.push((tensor.module().unwrap().to_owned(), entry["bits"].as_u64().unwrap()))
+                out.push((tensor.module().unwrap().to_owned(), entry["bits"].as_u64().unwrap()));
             }
             Choice::Default => panic!("{} is left to the view", tensor.info.name),
             Choice::Keep(_) | Choice::Never(_) => {}

@@ -189,6 +189,7 @@ mod tests {
             bytes_after: 0,
             sources: vec![],
             weight: None,
+            by_spec: true,
         };
         let of = |text: &str| {
             let (place, kind) = stands(&row(text));

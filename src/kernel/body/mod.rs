@@ -25,6 +25,7 @@ pub(super) mod microscaling;
 pub(super) mod multiply;
 pub(super) mod pack;
 pub(super) mod scaled;
+mod search;
 pub(super) mod sixteen;
 
 use crate::{

@@ -26,8 +26,8 @@ macro_rules! instances {
     ($isa:expr, $features:literal, $sixteen:ident, $rows:literal x $inputs:literal) => {
         use crate::{
             kernel::{
-                Affine, Blocks, Cast, Columns, Dense, Inputs, Kernels, Micro, Panel, Product, Rows, Scaled, Stored,
-                Tiling, body,
+                Affine, Blocks, Cast, Choice, Columns, Dense, Inputs, Kernels, Micro, Panel, Product, Rows, Scaled,
+                Stored, Tiling, body,
             },
             num::book::Book,
             tensor::Float,
@@ -36,6 +36,11 @@ macro_rules! instances {
         #[target_feature(enable = $features)]
         fn quantize_affine(job: &Affine, src: &[u8], codes: &mut [u8], scales: &mut [u8], biases: &mut [u8]) {
             body::affine::quantize(job, src, codes, scales, biases);
+        }
+
+        #[target_feature(enable = $features)]
+        fn choose_affine(job: &Affine, choice: &Choice<'_>, src: &[u8], out: [&mut [u8]; 3]) {
+            body::affine::choose($sixteen::new(), job, choice, src, out);
         }
 
         #[target_feature(enable = $features)]
@@ -175,6 +180,10 @@ macro_rules! instances {
             quantize_affine: |job, src, codes, scales, biases| {
                 // SAFETY: the table is reached only through `x86::available`, which detected the features.
                 unsafe { quantize_affine(job, src, codes, scales, biases) }
+            },
+            choose_affine: |job, choice, src, out| {
+                // SAFETY: as above.
+                unsafe { choose_affine(job, choice, src, out) }
             },
             dequantize_affine: |job, codes, scales, biases, out| {
                 // SAFETY: as above.

@@ -35,6 +35,14 @@ impl Dialect for Awq {
         }
     }
 
+    fn siblings(&self, stem: &str) -> Option<String> {
+        hf::siblings(stem)
+    }
+
+    fn mixes(&self, view: &dyn Scheme, other: &dyn Scheme) -> bool {
+        view.config() == other.config()
+    }
+
     fn check(&self, default: Option<&dyn Scheme>, decided: &[Decided<'_>]) -> Result<(), String> {
         match hf::odd_one(default, decided, |own, top| own == top) {
             None => Ok(()),

@@ -48,6 +48,10 @@ impl Dialect for BitsAndBytes {
         hf::choose(component, tensor)
     }
 
+    fn mixes(&self, view: &dyn Scheme, other: &dyn Scheme) -> bool {
+        view.config() == other.config()
+    }
+
     fn check(&self, default: Option<&dyn Scheme>, decided: &[Decided<'_>]) -> Result<(), String> {
         match hf::odd_one(default, decided, |own, top| own == top) {
             None => Ok(()),

@@ -11,10 +11,6 @@ use crate::quant::{
 /// What `version` says: the release whose files these are.
 const VERSION: &str = "0.20.0";
 
-/// Modules that loaders run as one matrix, by their last names: they share what is one number a tensor.
-const FUSED: [&[&str]; 4] =
-    [&["q_proj", "k_proj", "v_proj"], &["gate_proj", "up_proj"], &["w1", "w3"], &["q_a_proj", "kv_a_proj_with_mqa"]];
-
 /// vLLM, SGLang and transformers, as llm-compressor serves them.
 #[derive(Debug)]
 pub struct CompressedTensors;
@@ -36,9 +32,12 @@ impl Dialect for CompressedTensors {
     }
 
     fn siblings(&self, stem: &str) -> Option<String> {
-        let (parent, last) = stem.rsplit_once('.').unwrap_or(("", stem));
-        let fused = FUSED.iter().find(|names| names.contains(&last))?;
-        Some(format!("{parent}.{}", fused[0]))
+        hf::siblings(stem)
+    }
+
+    fn mixes(&self, view: &dyn Scheme, other: &dyn Scheme) -> bool {
+        // What a loader makes of activations is no matter of weights.
+        view.config()["input_activations"] == other.config()["input_activations"]
     }
 
     fn config(&self, component: &Component<'_>, _: Option<&dyn Scheme>, decided: &[Decided<'_>]) -> Option<Vec<u8>> {

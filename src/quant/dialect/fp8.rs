@@ -30,6 +30,10 @@ impl Dialect for Fp8 {
         hf::choose(component, tensor)
     }
 
+    fn siblings(&self, stem: &str) -> Option<String> {
+        hf::siblings(stem)
+    }
+
     fn config(
         &self,
         component: &Component<'_>,

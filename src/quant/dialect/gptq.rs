@@ -39,6 +39,14 @@ impl Dialect for Gptq {
         hf::choose(component, tensor)
     }
 
+    fn siblings(&self, stem: &str) -> Option<String> {
+        hf::siblings(stem)
+    }
+
+    fn mixes(&self, view: &dyn Scheme, other: &dyn Scheme) -> bool {
+        view.config()[FORMAT] == other.config()[FORMAT]
+    }
+
     fn check(&self, default: Option<&dyn Scheme>, decided: &[Decided<'_>]) -> Result<(), String> {
         match hf::odd_one(default, decided, |own, top| own[FORMAT] == top[FORMAT]) {
             None => Ok(()),

@@ -67,6 +67,17 @@ const TRANSPOSED: ([&str; 5], [&str; 4]) =
 const LEFT_ALONE: [&str; 8] =
     ["vae", "vqvae", "vqgan", "movq", "vocoder", "safety_checker", "image_encoder", "feature_extractor"];
 
+/// Modules that loaders run as one matrix, by their last names: they share what is one number a tensor, and their scheme.
+const FUSED: [&[&str]; 4] =
+    [&["q_proj", "k_proj", "v_proj"], &["gate_proj", "up_proj"], &["w1", "w3"], &["q_a_proj", "kv_a_proj_with_mqa"]];
+
+/// The name of the matrix that loaders make of a module and others.
+pub(super) fn siblings(stem: &str) -> Option<String> {
+    let (parent, last) = stem.rsplit_once('.').unwrap_or(("", stem));
+    let fused = FUSED.iter().find(|names| names.contains(&last))?;
+    Some(format!("{parent}.{}", fused[0]))
+}
+
 /// What a tensor is to a loader that replaces linear layers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Kind {

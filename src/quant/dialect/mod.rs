@@ -188,6 +188,13 @@ pub trait Dialect: Sync + Debug {
         None
     }
 
+    /// Whether weights of one component may be stored so beside others that are as the view's own scheme says, which
+    /// loaders can be told and which changes nothing but the weights.
+    fn mixes(&self, view: &dyn Scheme, other: &dyn Scheme) -> bool {
+        let _ = (view, other);
+        true
+    }
+
     /// Whether the loaders can be told of all that was decided.
     ///
     /// # Errors
