@@ -23,7 +23,7 @@ use crate::{
 /// What a report is asked to look at.
 #[derive(Clone, Debug, Default)]
 pub struct Asked {
-    /// Specs to compare. The view's own is always among them.
+    /// Specs to compare, for all that the view quantizes. The view itself is always among them.
     pub candidates: Vec<Spec>,
     /// Elements of each tensor to look at; all where this is `None`.
     pub sample: Option<NonZero<u64>>,
@@ -47,7 +47,8 @@ pub fn default_sample(plan: &Plan) -> Option<NonZero<u64>> {
 /// # Errors
 /// A source that cannot be read. A candidate that the source cannot be shown as is listed with the reason.
 pub fn measure(view: &Arc<View>, options: &Options, asked: &Asked, progress: &dyn Progress) -> Result<Value, Error> {
-    let others: Vec<&Spec> = asked.candidates.iter().filter(|spec| **spec != options.spec).collect();
+    let mixed = candidates::is_mixed(options);
+    let others: Vec<&Spec> = asked.candidates.iter().filter(|spec| mixed || **spec != options.spec).collect();
     // Candidates take about as long as the view itself, and so do the histograms.
     let each = errors::work(view.plan(), asked.sample);
     progress.begin(each * (others.len() as u64 + 2));
