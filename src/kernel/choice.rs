@@ -2,7 +2,9 @@
 //!
 //! Knows which ways there are; the arithmetic is `body::search`'s, and `body::affine`'s to pack.
 
-use super::{Affine, Kernels, check_affine, check_elements};
+use crate::tensor::Float;
+
+use super::{Affine, Blocks, Columns, Kernels, check_affine, check_blocks, check_columns, check_elements};
 
 /// A way to choose the parameters of a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -30,7 +32,7 @@ impl<'a> Choice<'a> {
     /// What the errors of a group weigh, given its number and length; `None` where all weigh the same.
     pub(super) fn of_group(&self, number: usize, len: usize) -> Option<&'a [f32]> {
         let column = (self.first + number * len).checked_rem(self.importance.len())?;
-        self.importance.get(column..column + len)
+        self.importance.get(column..self.importance.len().min(column + len))
     }
 }
 
@@ -54,5 +56,32 @@ impl Kernels {
             Method::Rtn => (self.quantize_affine)(job, src, codes, scales, biases),
             Method::Ls | Method::Hqq => (self.choose_affine)(job, choice, src, [codes, scales, biases]),
         }
+    }
+
+    /// Quantizes a band of columns, given row by row, by [`Method::Ls`]; scales are rounded before codes are chosen.
+    ///
+    /// # Panics
+    /// As [`quantize_columns`](Self::quantize_columns).
+    pub fn choose_columns(&self, job: &Columns, choice: &Choice<'_>, src: &[u8], out: [&mut [u8]; 3]) {
+        let [codes, zeros, scales] = out;
+        check_columns(job, check_elements(src.len(), job.float), codes.len(), zeros.len(), scales.len());
+        (self.choose_columns)(job, choice, src, [codes, zeros, scales]);
+    }
+
+    /// Quantizes the blocks of a row by [`Method::Ls`]; scales are rounded to the stored float before codes are chosen.
+    ///
+    /// # Panics
+    /// As [`quantize_blocks`](Self::quantize_blocks), and if blocks are longer than 128.
+    pub fn choose_blocks(
+        &self,
+        job: (&Blocks, Float),
+        choice: &Choice<'_>,
+        row: &[f32],
+        codes: &mut [u8],
+        found: (&mut [f32], &mut [u8]),
+    ) {
+        check_blocks(job.0, row.len(), codes.len(), (found.0.len(), found.1.len()));
+        assert!(job.0.block <= 128, "blocks that are searched are of 128 elements at most, not {}", job.0.block);
+        (self.choose_blocks)(job, choice, row, codes, found);
     }
 }

@@ -13,6 +13,9 @@ use crate::{
 /// The words of the option, the default first: round to nearest, least squares, half-quadratic.
 pub const METHODS: &[&str] = &["rtn", "ls", "hqq"];
 
+/// The same of codes whose zero points are codes: hqq's are not.
+pub const METHODS_OF_GRIDS: &[&str] = &["rtn", "ls"];
+
 /// The method of a word.
 #[must_use]
 pub fn method(word: &str) -> Option<Method> {
@@ -76,6 +79,11 @@ impl Importance {
     #[must_use]
     pub fn id(&self) -> String {
         self.digest.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// What is for a row of the weight.
+    pub(crate) fn row(&self, number: usize) -> &[f32] {
+        self.values.chunks_exact(self.cols).nth(number / self.rows).unwrap_or_default()
     }
 
     /// The runs of some elements, in flat order, that one row of it is for: where they lie in the band, and how they are

@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use quantfs::{
-    half::bf16,
-    quant::{FORMATS, Format, Importance, Scheme, Weight},
+    half::{bf16, f16},
+    quant::{Axis, FORMATS, Format, Importance, Scheme, Weight},
     tensor::{Dtype, Float, Rows},
 };
 
@@ -36,7 +36,10 @@ fn whole(scheme: &dyn Scheme, weight: &Weight, data: &[u8]) -> Vec<Vec<u8>> {
 fn read_back(scheme: &dyn Scheme, weight: &Weight, data: &[u8]) -> Vec<f32> {
     let made = whole(scheme, weight, data);
     let mut out = vec![f32::NAN; weight.elements()];
-    scheme.decode(&made.iter().map(Vec::as_slice).collect::<Vec<_>>(), weight.float, 1, &mut out);
+    let encoded = scheme.parts(weight).unwrap().into_iter().zip(&made).filter(|(part, _)| part.is_encoded());
+    let parts: Vec<&[u8]> = encoded.map(|(_, made)| made.as_slice()).collect();
+    let rows = if scheme.banding(weight).axis == Axis::Flat { 1 } else { weight.rows() };
+    scheme.decode(&parts, weight.float, rows, &mut out);
     out
 }
 
@@ -171,7 +174,11 @@ fn least_squares_is_never_worse_than_rounding() {
         let group = plain.facts().group_size;
         for float in Float::ALL {
             let weight = weight(float, &[32, cols]);
-            let (values, data) = elements(float, weight.elements());
+            let (mut values, data) = elements(float, weight.elements());
+            if name == "awq" {
+                // It computes in halves: what a cast takes is no code's.
+                values.iter_mut().for_each(|w| *w = f16::from_f32(*w).to_f32());
+            }
             let importance: Vec<f32> = (0..cols).map(|k| [0.1, 1.0, 0.0, 7.0, 2.0][k * k % 5]).collect();
             let weighed = searched.weighted(&Importance::new(cols, 32, &importance).unwrap()).unwrap();
             for (searched, importance) in [(&searched, &[][..]), (&weighed, &importance)] {
@@ -180,7 +187,8 @@ fn least_squares_is_never_worse_than_rounding() {
                 let worse = rounded.iter().zip(&searched).filter(|(a, b)| **b > **a * (1.0 + 1e-5)).count();
                 assert_eq!(worse, 0, "{name}-{scheme} {options:?} {float:?}: worse groups");
                 let (before, after) = (rounded.iter().sum::<f64>(), searched.iter().sum::<f64>());
-                assert!(after < 0.97 * before, "{name}-{scheme} {options:?} {float:?}: {before} to {after}");
+                let most = if plain.facts().bits == 8 { 1.0 } else { 0.97 };
+                assert!(after < most * before, "{name}-{scheme} {options:?} {float:?}: {before} to {after}");
             }
         }
     }
@@ -199,6 +207,28 @@ fn offered(method: &str) -> Vec<(&'static str, &'static str, Vec<&'static str>)>
         }
     }
     found
+}
+
+/// Codes with zero points: relative errors in per cent of bf16 weights, before and after, to one in a hundred.
+#[test]
+fn a_search_finds_better_zero_points() {
+    select_kernels();
+    let (values, data) = gaussian(256 * 2048);
+    let weight = weight(Float::Bf16, &[256, 2048]);
+    for (name, scheme, options, expected) in [
+        ("gptq", "4bit", &["g128", "sym", "", "v1"][..], [11.07, 10.07]),
+        ("gptq", "4bit", &["g128", "asym", "", "v2"], [10.05, 9.52]),
+        ("awq", "4bit", &["g128", ""], [10.05, 9.52]),
+        ("onnx", "4bit", &["g32", "sym", ""], [8.59, 8.10]),
+        ("onnx", "2bit", &["g32", "asym", ""], [40.6, 33.2]),
+    ] {
+        for (method, expected) in ["rtn", "ls"].into_iter().zip(expected) {
+            let words: Vec<&str> = options.iter().map(|w| if w.is_empty() { method } else { w }).collect();
+            let bound = format(name).bind(scheme, &words).unwrap().unwrap();
+            let found = relative(&values, &read_back(&*bound, &weight, &data));
+            assert!((found / expected - 1.0).abs() < 0.01, "{name}-{scheme} {options:?} {method}: {found} %");
+        }
+    }
 }
 
 #[test]

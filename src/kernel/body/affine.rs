@@ -118,7 +118,9 @@ fn propose<S: Sixteen>(
     let found = fits.scale.as_chunks_mut::<LANES>().0.iter_mut().zip(fits.bias.as_chunks_mut::<LANES>().0);
     for (number, (sixteen, (scale, bias))) in values.chunks(LANES * job.group).zip(found).enumerate() {
         let spans = sixteen.chunks_exact(job.group).map(|group| extrema(group, f32::INFINITY, f32::NEG_INFINITY));
-        groups.take(job.group, sixteen, spans, |lane| choice.of_group(number * LANES + lane, job.group));
+        groups.take(job.group, sixteen.chunks_exact(job.group), spans, |lane| {
+            choice.of_group(number * LANES + lane, job.group)
+        });
         let line = match choice.method {
             Method::Hqq => half_quadratic(lanes, top, job.stored, groups),
             Method::Rtn | Method::Ls => least_squares(lanes, top, job.stored, groups),
@@ -145,8 +147,9 @@ fn take<S: Sixteen>(
             Method::Hqq => line.scale[0].is_finite() && line.bias[0].is_finite(),
             Method::Rtn | Method::Ls => {
                 let weights = choice.of_group(number, job.group);
-                let error = |fits, coded: &[u8]| error(lanes, job, values, weights, (fits, coded));
-                error(&line, better) < error(&of(fits), plain)
+                // No closure calls it twice: that would be a function of its own, without the instance's features.
+                let after = error(lanes, job, values, weights, (&line, better));
+                after < error(lanes, job, values, weights, (&of(fits), plain))
             }
         };
         if taken {

@@ -27,7 +27,7 @@ use super::{
 /// Elements of a group at most.
 const LONGEST: usize = 128;
 /// What is divided by at least: a group without a span has one.
-const LEAST_UNIT: f32 = 1e-30;
+pub(super) const LEAST_UNIT: f32 = 1e-30;
 /// Pairs of trials, from the lower and from the upper end. From a step less than there are codes to a step more: beyond, the
 /// error of no group falls.
 const PAIRS: u8 = 7;
@@ -42,11 +42,13 @@ pub(super) type Each = [f32; LANES];
 /// Groups side by side.
 pub(super) struct Groups {
     values: [Each; LONGEST],
+    /// The values in steps of the span.
+    counted: [Each; LONGEST],
     weights: [Each; LONGEST],
     len: usize,
     weighted: bool,
-    least: Each,
-    span: Each,
+    pub(super) least: Each,
+    pub(super) span: Each,
 }
 
 /// Parameters of affine codes: `code * scale + bias`, in the stored float.
@@ -58,6 +60,7 @@ pub(super) struct Line {
 impl Groups {
     pub(super) const NONE: Self = Self {
         values: [[0.0; LANES]; LONGEST],
+        counted: [[0.0; LANES]; LONGEST],
         weights: [[0.0; LANES]; LONGEST],
         len: 0,
         weighted: false,
@@ -65,53 +68,50 @@ impl Groups {
         span: [0.0; LANES],
     };
 
-    /// Takes sixteen groups or fewer of so many elements; the places of missing ones keep what they had. `spans` are
-    /// the groups' least and largest elements, `weights` those of a group, given its number.
+    /// Takes sixteen groups or fewer of so many elements; the places of missing ones keep what they had, and what a last
+    /// group has too few is filled up with zeros that weigh nothing. `spans` are the groups' least and largest elements,
+    /// `weights` those of a group, given its number.
     #[inline(always)]
-    pub(super) fn take<'w>(
+    pub(super) fn take<'w, 'v>(
         &mut self,
         len: usize,
-        groups: &[f32],
+        groups: impl Iterator<Item = &'v [f32]>,
         spans: impl Iterator<Item = (f32, f32)>,
         weights: impl Fn(usize) -> Option<&'w [f32]>,
     ) {
         self.len = len;
-        for (lane, ((group, (least, most)), number)) in groups.chunks_exact(len).zip(spans).zip(0..).enumerate() {
+        for (lane, (group, (least, most))) in groups.zip(spans).enumerate() {
             (self.least[lane], self.span[lane]) = (least, most - least);
-            for (values, w) in self.values.iter_mut().zip(group) {
-                values[lane] = *w;
-            }
-            let of_group = weights(number);
+            fill(&mut self.values[..len], lane, group);
+            let of_group = weights(lane);
             self.weighted = of_group.is_some();
-            for (values, w) in self.weights.iter_mut().zip(of_group.into_iter().flatten()) {
-                values[lane] = *w;
+            if let Some(of_group) = of_group {
+                fill(&mut self.weights[..len], lane, of_group);
             }
         }
     }
 
-    /// Elements counted in steps of the span from the least one on: `0..=top`. The length of a step.
+    /// Counts elements in steps of a length, from a value on.
     #[inline(always)]
-    fn count(&mut self, top: f32) -> Each {
-        let unit: Each = from_fn(|i| larger(self.span[i] / top, LEAST_UNIT));
+    pub(super) fn count(&mut self, from: &Each, unit: &Each) {
         let inverse: Each = from_fn(|i| 1.0 / unit[i]);
-        for values in &mut self.values[..self.len] {
+        for (counted, values) in self.counted[..self.len].iter_mut().zip(&self.values) {
             for i in 0..LANES {
-                values[i] = (values[i] - self.least[i]) * inverse[i];
+                counted[i] = (values[i] - from[i]) * inverse[i];
             }
         }
-        unit
     }
 
     /// Sums of the weights, of the elements, and of their squares.
     #[inline(always)]
-    fn totals<S: Sixteen>(&self, lanes: S) -> [Each; 3] {
+    pub(super) fn totals<S: Sixteen>(&self, lanes: S) -> [Each; 3] {
         if self.weighted { self.weighted_totals(lanes) } else { self.plain_totals(lanes) }
     }
 
     #[inline(always)]
     fn plain_totals<S: Sixteen>(&self, lanes: S) -> [Each; 3] {
         let [mut y, mut yy] = [lanes.load(&[0.0; LANES]); 2];
-        for values in &self.values[..self.len] {
+        for values in &self.counted[..self.len] {
             let values = lanes.load(values);
             y = lanes.add(y, values);
             yy = lanes.add_product(yy, values, values);
@@ -125,12 +125,36 @@ impl Groups {
     #[inline(always)]
     fn weighted_totals<S: Sixteen>(&self, lanes: S) -> [Each; 3] {
         let mut sums = [lanes.load(&[0.0; LANES]); 3];
-        for (values, weights) in self.values[..self.len].iter().zip(&self.weights) {
+        for (values, weights) in self.counted[..self.len].iter().zip(&self.weights) {
             let (values, weights) = (lanes.load(values), lanes.load(weights));
             let weighed = lanes.product(weights, values);
             sums[0] = lanes.add(sums[0], weights);
             sums[1] = lanes.add(sums[1], weighed);
             sums[2] = lanes.add_product(sums[2], weighed, values);
+        }
+        stored(lanes, sums)
+    }
+
+    /// The elements, with what their errors weigh where that is told.
+    #[inline(always)]
+    pub(super) fn elements(&self) -> impl Iterator<Item = (&Each, Option<&Each>)> {
+        let weights = self.weights.iter().map(|weights| self.weighted.then_some(weights));
+        self.values[..self.len].iter().zip(weights)
+    }
+
+    /// Of the codes `y * inverse` from zero points on, as [`residues`](Self::residues) has them of codes from zero on.
+    #[inline(always)]
+    pub(super) fn steps<S: Sixteen>(&self, lanes: S, top: f32, zero: &Each, inverse: &Each) -> [Each; 3] {
+        let (zero, inverse) = (lanes.load(zero), lanes.load(inverse));
+        let mut sums = [lanes.load(&[0.0; LANES]); 3];
+        for (y, weights) in self.counted[..self.len].iter().zip(&self.weights) {
+            let y = lanes.load(y);
+            let code = lanes.nearest(lanes.add(lanes.product(y, inverse), zero), top);
+            let code = lanes.subtract(code, zero);
+            let left = lanes.subtract(y, code);
+            let weighed = if self.weighted { lanes.product(lanes.load(weights), left) } else { left };
+            sums[1] = lanes.add_product(sums[1], weighed, code);
+            sums[2] = lanes.add_product(sums[2], weighed, left);
         }
         stored(lanes, sums)
     }
@@ -141,7 +165,7 @@ impl Groups {
         let (low, inverse) = (lanes.load(low), lanes.load(inverse));
         let mut sums = [lanes.load(&[0.0; LANES]); 3];
         let code = |y| lanes.nearest(lanes.product(lanes.subtract(y, low), inverse), top);
-        let values = &self.values[..self.len];
+        let values = &self.counted[..self.len];
         if self.weighted {
             for (y, weights) in values.iter().zip(&self.weights) {
                 let y = lanes.load(y);
@@ -164,6 +188,16 @@ impl Groups {
         }
         stored(lanes, sums)
     }
+}
+
+/// Puts a group into its lane.
+#[inline(always)]
+fn fill(lanes: &mut [Each], lane: usize, group: &[f32]) {
+    let (own, missing) = lanes.split_at_mut(group.len().min(lanes.len()));
+    for (values, w) in own.iter_mut().zip(group) {
+        values[lane % LANES] = *w;
+    }
+    missing.iter_mut().for_each(|values| values[lane % LANES] = 0.0);
 }
 
 #[inline(always)]
@@ -207,10 +241,12 @@ impl Best {
     }
 }
 
-/// The lines of least squared error that some steps find. The elements are used up.
+/// The lines of least squared error that some steps find.
 #[inline(always)]
 pub(super) fn least_squares<S: Sixteen>(lanes: S, top: f32, float: Float, groups: &mut Groups) -> Line {
-    let unit = groups.count(top);
+    let unit: Each = from_fn(|i| larger(groups.span[i] / top, LEAST_UNIT));
+    let least = groups.least;
+    groups.count(&least, &unit);
     let totals = groups.totals(lanes);
     let mut best = Best::NONE;
     for pair in 0..PAIRS {

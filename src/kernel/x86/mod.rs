@@ -44,6 +44,22 @@ macro_rules! instances {
         }
 
         #[target_feature(enable = $features)]
+        fn choose_columns(job: &Columns, choice: &Choice<'_>, src: &[u8], out: [&mut [u8]; 3]) {
+            body::columns::choose($sixteen::new(), job, choice, src, out);
+        }
+
+        #[target_feature(enable = $features)]
+        fn choose_blocks(
+            job: (&Blocks, Float),
+            choice: &Choice<'_>,
+            row: &[f32],
+            codes: &mut [u8],
+            found: (&mut [f32], &mut [u8]),
+        ) {
+            body::blocks::choose($sixteen::new(), job, choice, row, codes, found);
+        }
+
+        #[target_feature(enable = $features)]
         fn dequantize_affine(job: &Affine, codes: &[u8], scales: &[u8], biases: &[u8], out: &mut [f32]) {
             body::affine::dequantize($sixteen::new(), job, codes, scales, biases, out);
         }
@@ -184,6 +200,14 @@ macro_rules! instances {
             choose_affine: |job, choice, src, out| {
                 // SAFETY: as above.
                 unsafe { choose_affine(job, choice, src, out) }
+            },
+            choose_columns: |job, choice, src, out| {
+                // SAFETY: as above.
+                unsafe { choose_columns(job, choice, src, out) }
+            },
+            choose_blocks: |job, choice, row, codes, found| {
+                // SAFETY: as above.
+                unsafe { choose_blocks(job, choice, row, codes, found) }
             },
             dequantize_affine: |job, codes, scales, biases, out| {
                 // SAFETY: as above.

@@ -103,6 +103,9 @@ impl Scheme for Dense {
 
     fn encode_at(&self, start: usize, band: Rows<'_>, out: &mut [&mut [u8]]) {
         let [shown] = out else { panic!("a dense weight has one part, not {}", out.len()) };
+        // Bands of rows are whole to a scheme that is cut into columns.
+        let weight = Weight { stem: String::new(), float: self.computed, shape: vec![band.rows, band.cols] };
+        let start = if self.inner.banding(&weight).axis == Axis::Columns { 0 } else { start };
         let values = self.values(start, band).expect("a band of a shape that parts() was asked about");
         narrow(band.float, &values, shown);
     }
