@@ -38,7 +38,7 @@ pub struct Report {
     #[arg(long = "candidate", value_name = "SPEC")]
     pub candidates: Vec<String>,
     /// Of each tensor look at so many elements alone, in runs spread evenly over it [default: all, where the
-    /// quantized tensors have no more than 2^30 elements together; 2^20 of each otherwise]
+    /// quantized tensors have no more than 2^28 elements together; 2^20 of each otherwise]
     #[arg(long, value_name = "N|all", value_parser = sample)]
     pub sample: Option<Sample>,
     #[command(flatten)]

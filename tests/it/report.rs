@@ -156,20 +156,19 @@ fn candidates_quantize_what_the_view_does() {
     model(dir.path());
     let page = dir.path().with_extension("html");
     let candidates = |view: &[&str]| -> Vec<Value> {
-        let args =
-            ["report", ".", "-o", page.to_str().unwrap(), "--candidate", "mlx-4bit-g32", "--candidate", "mlx-8bit-g32"];
-        told(&[&args, &["--json"], view].concat(), dir.path());
+        let args = ["report", ".", "-o", page.to_str().unwrap(), "--json", "--candidate", "mlx-4bit-g32"];
+        told(&[&args[..], &["--candidate", "mlx-8bit-g32"], view].concat(), dir.path());
         facts(&fs::read_to_string(&page).unwrap())["candidates"].as_array().unwrap().clone()
     };
-    let told = |spec, rules: &[&str]| {
-        told(&[&["inspect", ".", "--errors", "--json", "--spec", spec], rules].concat(), dir.path())
+    let inspect = |spec: &str| {
+        told(&["inspect", ".", "--errors", "--json", "--spec", spec, "--rule", "*embed*=source"], dir.path())
     };
     let plain = candidates(&["--spec", "mlx-4bit-g32"]);
     assert_eq!((plain.len(), &plain[0]["mixed"]), (2, &Value::from(false)), "the view is the candidate");
     let mixed = candidates(&["--spec", "mlx-4bit-g32", "--rule", "lm_head=8bit", "--rule", "*embed*=source"]);
     assert_eq!((mixed.len(), &mixed[0]["mixed"]), (3, &Value::from(true)));
     for (candidate, spec) in mixed[1..].iter().zip(["mlx-4bit-g32", "mlx-8bit-g32"]) {
-        let own = told(spec, &["--rule", "*embed*=source"]);
+        let own = inspect(spec);
         assert_eq!((&candidate["spec"], &candidate["errors"]), (&own["spec"], &own["totals"]["errors"]));
     }
     let kept = mixed[1]["totals"]["bytes_after"].as_u64() > plain[0]["totals"]["bytes_after"].as_u64();

@@ -29,8 +29,8 @@ pub struct Asked {
     pub sample: Option<NonZero<u64>>,
 }
 
-/// Elements up to which all are looked at where nobody says how many: some minutes for dozens of candidates.
-const WHOLE: u64 = 1 << 30;
+/// Elements up to which all are looked at where nobody says how many: a minute or two of work for dozens of candidates.
+const WHOLE: u64 = 1 << 28;
 /// Elements of each tensor otherwise: the root mean square of a million differences is off by a part in a thousand.
 const SAMPLE: NonZero<u64> = NonZero::<u64>::MIN.saturating_add((1 << 20) - 1);
 
