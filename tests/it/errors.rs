@@ -218,7 +218,7 @@ fn every_scheme_has_errors() {
 #[test]
 fn figures_do_not_depend_on_threads() {
     let dir = tempfile::tempdir().unwrap();
-    let tensors = [bf16("model.layers.0.mlp.up_proj.weight", &[24576, 256]), bf16("lm_head.weight", &[128, 256])];
+    let tensors = [bf16("model.layers.0.mlp.up_proj.weight", &[1024, 6144]), bf16("lm_head.weight", &[128, 256])];
     write(&dir.path().join("model.safetensors"), &tensors, 8);
     fs::write(dir.path().join("config.json"), LLAMA).unwrap();
     for spec in ["mlx-4bit", "ct-nvfp4", "gptq-4bit", "bnb-nf4-dq"] {

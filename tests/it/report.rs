@@ -165,7 +165,7 @@ fn candidates_quantize_what_the_view_does() {
     };
     let plain = candidates(&["--spec", "mlx-4bit-g32"]);
     assert_eq!((plain.len(), &plain[0]["mixed"]), (2, &Value::from(false)), "the view is the candidate");
-    let mixed = candidates(&["--spec", "mlx-4bit-g32", "--rule", "lm_head=8bit", "--rule", "*embed*=source"]);
+    let mixed = candidates(&["--spec", "mlx-4bit-g32", "--rule", "*.layers.0.*=8bit", "--rule", "*embed*=source"]);
     assert_eq!((mixed.len(), &mixed[0]["mixed"]), (3, &Value::from(true)));
     for (candidate, spec) in mixed[1..].iter().zip(["mlx-4bit-g32", "mlx-8bit-g32"]) {
         let own = inspect(spec);
