@@ -27,8 +27,8 @@ use super::{belongings, options::ViewArgs, views::ManyArgs};
 /// Of the protocol. A daemon refuses requests of another version, by name.
 const VERSION: u32 = 1;
 
-/// A request is a short line; whoever sends more is not a client of ours.
-const MAX_REQUEST: u64 = 64 << 10;
+/// A request is a line, with the rules of whole recipes in it; whoever sends more is not a client of ours.
+const MAX_REQUEST: u64 = 16 << 20;
 
 /// An answer is a few kilobytes; who sends more is no daemon of ours.
 const MAX_ANSWER: u64 = 1 << 20;
@@ -39,8 +39,8 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// A live daemon answers in milliseconds; a stuck one must not hold `status` up.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// The headers of thousands of files on a slow network may take a while.
-const PATIENCE_WITH_PLANS: Duration = Duration::from_secs(120);
+/// The headers of thousands of files on a slow network may take a while, and a target size reads all weights.
+const PATIENCE_WITH_PLANS: Duration = Duration::from_secs(1800);
 
 /// What a client may ask.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -164,6 +164,18 @@ pub(super) fn limit_arenas() {
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
 pub(super) fn limit_arenas() {}
 
+/// Gives memory that is free back to the system: plans are many small pieces, which the allocator keeps otherwise.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+#[expect(unsafe_code, reason = "the allocator's memory is a C call")]
+pub(super) fn release_memory() {
+    // SAFETY: the call may be made at any time, by any thread.
+    let _any_released = unsafe { libc::malloc_trim(0) };
+}
+
+/// Other allocators do as they do.
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+pub(super) fn release_memory() {}
+
 /// In the background process: leaves the parent's terminal and process group.
 pub(super) fn detach() {
     // Refused only to the leader of a group, who has no terminal to lose.

@@ -31,7 +31,6 @@ const GAUGES: &[&str] = &[
 /// What holds for all views of a mount.
 #[derive(Debug)]
 pub(super) struct OfMount {
-    source: String,
     engine: Arc<Engine>,
     started: Instant,
     since: SystemTime,
@@ -50,14 +49,14 @@ pub(super) struct Facts {
 #[derive(Debug)]
 pub(super) struct AllFacts {
     pub(super) mount: Arc<OfMount>,
+    pub(super) source: String,
     /// What views are whose names do not say it.
     pub(super) specs: Arc<BTreeMap<String, String>>,
 }
 
 impl OfMount {
-    pub(super) fn new(source: &str, engine: Arc<Engine>) -> Arc<Self> {
-        let (source, session) = (source.to_owned(), OnceLock::new());
-        Arc::new(Self { source, engine, started: Instant::now(), since: SystemTime::now(), session })
+    pub(super) fn new(engine: Arc<Engine>) -> Arc<Self> {
+        Arc::new(Self { engine, started: Instant::now(), since: SystemTime::now(), session: OnceLock::new() })
     }
 
     pub(super) fn engine(&self) -> &Arc<Engine> {
@@ -82,13 +81,13 @@ impl OfMount {
     }
 
     /// What `quantfs status --json` prints of a mount, but for what it shows.
-    fn status(&self) -> Value {
+    fn status(&self, source: &str) -> Value {
         let session = self.session();
         let counters = self.engine.snapshot();
         let since = self.since.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
         json!({
             "mountpoint": session.as_ref().map(|s| s.place().path.display().to_string()),
-            "source": self.source,
+            "source": source,
             "version": env!("CARGO_PKG_VERSION"),
             "pid": std::process::id(),
             "since": since,
@@ -140,13 +139,10 @@ impl OfMount {
         }
         page.0
     }
+}
 
-    fn labels(&self) -> Vec<(&'static str, String)> {
-        vec![
-            ("user.quantfs.source", self.source.clone()),
-            ("user.quantfs.version", env!("CARGO_PKG_VERSION").to_owned()),
-        ]
-    }
+fn labels_of(source: &str) -> Vec<(&'static str, String)> {
+    vec![("user.quantfs.source", source.to_owned()), ("user.quantfs.version", env!("CARGO_PKG_VERSION").to_owned())]
 }
 
 impl Facts {
@@ -155,7 +151,7 @@ impl Facts {
     }
 
     fn status(&self) -> Value {
-        let mut status = self.mount.status();
+        let mut status = self.mount.status(&self.plan.source);
         status["spec"] = self.plan.spec.as_str().into();
         status["files"] = self.plan.files.len().into();
         status["bytes"] = self.plan.files.iter().map(|f| f.len).sum::<u64>().into();
@@ -165,7 +161,7 @@ impl Facts {
 
 impl fuse::Facts for Facts {
     fn labels(&self) -> Vec<(&'static str, String)> {
-        let mut labels = self.mount.labels();
+        let mut labels = labels_of(&self.plan.source);
         labels.insert(0, ("user.quantfs.spec", self.plan.spec.clone()));
         labels
     }
@@ -198,7 +194,7 @@ impl AllFacts {
     }
 
     fn status(&self) -> Value {
-        let (mut status, views) = (self.mount.status(), self.views());
+        let (mut status, views) = (self.mount.status(&self.source), self.views());
         let sum = |key: &str| views.iter().filter_map(|view| view[key].as_u64()).sum::<u64>();
         (status["files"], status["bytes"]) = (sum("files").into(), sum("bytes").into());
         status["spec"] = Value::Null;
@@ -209,7 +205,7 @@ impl AllFacts {
 
 impl fuse::Facts for AllFacts {
     fn labels(&self) -> Vec<(&'static str, String)> {
-        self.mount.labels()
+        labels_of(&self.source)
     }
 
     fn live(&self, file: Live) -> Vec<u8> {

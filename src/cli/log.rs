@@ -83,9 +83,12 @@ impl Kept {
     }
 }
 
-/// Puts the file aside, one earlier one is kept, and leads standard error to a new one.
+/// Puts the file aside, one earlier one is kept, and leads standard error to a new one. Where another daemon of the same
+/// place did so before, its new one is ours, too.
 fn turn(path: &Path) -> io::Result<()> {
-    rustix::stdio::dup2_stderr(aside(path)?)?;
+    let ours = rustix::fs::fstat(io::stderr())?;
+    let is_ours = rustix::fs::stat(path).is_ok_and(|there| (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino));
+    rustix::stdio::dup2_stderr(if is_ours { aside(path)? } else { open(path)? })?;
     Ok(())
 }
 

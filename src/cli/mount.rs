@@ -127,7 +127,11 @@ fn tell(ready: &Ready, log: &Path, out: &mut dyn Write) -> io::Result<()> {
         writeln!(out, "warning: {warning}")?;
     }
     writeln!(out, "process {}, log {}", ready.pid, log.display())?;
-    writeln!(out, "unmount with `quantfs umount {at}`")?;
+    if at.starts_with("/dev/fd/") {
+        writeln!(out, "unmount it where it is mounted; status and remount do not reach it")?;
+    } else {
+        writeln!(out, "unmount with `quantfs umount {at}`")?;
+    }
     Ok(())
 }
 
@@ -138,7 +142,7 @@ fn serve(args: &Mount, say: impl FnOnce(Ready) -> io::Result<()>) -> Result<(), 
     let config = Config::new(&args.source, &args.view, &args.many)?;
     let opened = config.open()?;
     let store = args.cache.cache_dir.as_ref().map(|dir| open_store(dir, args, &*opened.source)).transpose()?;
-    let of_mount = OfMount::new(opened.name(), Engine::with_store(args.cache.engine(), store)?);
+    let of_mount = OfMount::new(Engine::with_store(args.cache.engine(), store)?);
     let (source, options) = (opened.name().to_owned(), mount_options(args, &opened));
     let Prospect { show, spec, warnings } = opened.prospect(&config, &of_mount)?;
     let mounted = fuse::mount(&args.mountpoint, &options)?;
@@ -223,6 +227,7 @@ fn session_options(args: &Mount) -> SessionOptions {
         readahead: args.cache.window(),
         passthrough: args.cache.passthrough == Passthrough::Auto,
         epochs: true,
+        released: daemon::release_memory,
     }
 }
 
@@ -265,7 +270,8 @@ impl Daemon {
         self.session.swap(show.clone())?;
         *config_of_now = config;
         *self.show.lock().unwrap_or_else(PoisonError::into_inner) = show;
-        let milliseconds = begun.elapsed().as_secs_f64() * 1e3;
+        notify(&[NotifyState::Status(&spec)]);
+        let milliseconds = (begun.elapsed().as_secs_f64() * 1e6).round() / 1e3;
         tracing::info!("remounted as {spec} in {milliseconds:.1} ms");
         Ok(serde_json::json!({ "spec": spec, "warnings": warnings, "milliseconds": milliseconds }))
     }

@@ -1,6 +1,9 @@
 //! `quantfs remount`: another configuration at a mount that goes on.
 
-use std::{io::Write, path::PathBuf};
+use std::{
+    io::{ErrorKind, Write},
+    path::PathBuf,
+};
 
 use clap::Args;
 
@@ -17,7 +20,8 @@ use crate::{
 /// Show something else at a mount: new openings see it at once, open files keep what they were opened on
 ///
 /// What is said is the whole new configuration: nothing of the old one is kept but the source, the cache and who
-/// may use the mount. With nothing said the same is planned anew, from what the source is now.
+/// may use the mount. With nothing said the same is planned anew, from what the source is now (a recipe stays as it was
+/// read).
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:\n  \
     quantfs remount /mnt/q4 --spec 8bit\n  \
@@ -44,7 +48,12 @@ pub fn run(args: &Remount, out: &mut dyn Write) -> Result<(), Failure> {
     let said = !(args.view.says_nothing() && args.many == ManyArgs::default());
     let asked = if said { Some(Box::new((args.view.resolved()?, args.many.resolved()))) } else { None };
     let at = entry.path.display().to_string();
-    let done = control::ask(&entry, Request::Remount { asked }).map_err(|e| Failure::from(e).of(&at))?;
+    let done = control::ask(&entry, Request::Remount { asked }).map_err(|e| match e.kind() {
+        ErrorKind::ConnectionRefused => Failure::refused(format!("{at}: its daemon is dead; mount it again")),
+        ErrorKind::PermissionDenied => Failure::refused(format!("{at}: another user's mount")),
+        ErrorKind::WouldBlock => Failure::refused(format!("{at}: the daemon is still at it; `quantfs status` tells")),
+        _ => Failure::from(e).of(&at),
+    })?;
     if args.json {
         writeln!(out, "{done:#}")?;
         return Ok(());

@@ -15,11 +15,14 @@ use crate::{
         facts::{AllFacts, Facts, OfMount},
         options::{ViewArgs, absolute},
     },
-    fuse::{self, Catalog, HIDDEN_DIR, Named, Show, Shown},
+    fuse::{self, Catalog, HIDDEN_DIR, Named, NoView, Show, Shown},
     plan::{self, Plan, Spec},
-    source::Source,
+    source::{self, Source},
     view::View,
 };
+
+/// Views that are made when they are planned first; others are planned again when they are listed.
+const KEPT: usize = 2;
 
 /// Longest name of a directory.
 const NAME_MAX: usize = 255;
@@ -90,7 +93,7 @@ impl Config {
     pub(super) fn with(&self, view: &ViewArgs, many: &ManyArgs) -> Result<Self, Failure> {
         let view = view.resolved()?;
         if many.are_said() && view.spec.is_some() {
-            let why = "--spec: each of several views says its own; write it as --view NAME=SPEC";
+            let why = "--spec (or a recipe's): each of several views says its own; write it as --view NAME=SPEC";
             return Err(Failure::usage(why));
         }
         if many.are_said() && view.target()?.is_some() {
@@ -105,6 +108,10 @@ impl Config {
         let mut named = BTreeMap::new();
         for text in &many.views {
             let (name, said) = name_and_spec(text).map_err(|why| Failure::usage(format!("--view {text}: {why}")))?;
+            if many.any_view && Spec::parse(Some(name), &view.parts()).is_ok() {
+                let why = "with --any-view this name is a spec, and would lead to another view; choose another name";
+                return Err(Failure::usage(format!("--view {text}: {why}")));
+            }
             let own = match said.strip_prefix('@') {
                 Some(recipe) => ViewArgs { recipe: Some(recipe.to_owned()), ..view.clone() },
                 None => ViewArgs { spec: Some(said.to_owned()), ..view.clone() },
@@ -222,8 +229,13 @@ impl Views {
         let shares = beside(args) == beside(&config.view) && !args.chooses();
         let opened = if shares { self.opened.with(args)? } else { Opened::new(&config.source, args)? };
         let plan = Arc::new(opened.plan()?);
-        let made = shown(Arc::clone(&plan), Arc::clone(&opened.source), &self.mount);
-        self.made.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), made);
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        // Some are kept; that the others can be made is known.
+        if made.len() < KEPT {
+            let shown = shown(Arc::clone(&plan), Arc::clone(&opened.source), &self.mount);
+            made.insert(name.to_owned(), shown);
+        }
+        drop(made);
         Arc::make_mut(&mut self.specs).insert(name.to_owned(), plan.spec.clone());
         self.named.insert(name.to_owned(), opened);
         Ok(plan)
@@ -250,17 +262,27 @@ impl Catalog for Views {
         Some(if spec == name { Named::View } else { Named::Link(spec) })
     }
 
-    fn open(&self, name: &str) -> Result<Shown, String> {
+    fn open(&self, name: &str) -> Result<Shown, NoView> {
         if let Some(made) = self.made.lock().unwrap_or_else(PoisonError::into_inner).remove(name) {
             return Ok(made);
         }
-        let opened = self.opened(name).map_err(|e| e.to_string())?;
-        let plan = opened.plan().map_err(|e| e.to_string())?;
+        let opened = self.opened(name).map_err(no_view)?;
+        let plan = opened.plan().map_err(no_view)?;
         Ok(shown(Arc::new(plan), opened.source, &self.mount))
     }
 
     fn facts(&self) -> Arc<dyn fuse::Facts> {
-        Arc::new(AllFacts { mount: Arc::clone(&self.mount), specs: Arc::clone(&self.specs) })
+        let (mount, source) = (Arc::clone(&self.mount), self.opened.name().to_owned());
+        Arc::new(AllFacts { mount, source, specs: Arc::clone(&self.specs) })
+    }
+}
+
+fn no_view(error: plan::Error) -> NoView {
+    let why = error.to_string();
+    match error {
+        plan::Error::Source(source::Error::Changed { .. } | source::Error::NotFound { .. }) => NoView::Stale(why),
+        plan::Error::Source(_) => NoView::Failed(why),
+        plan::Error::Spec(_) | plan::Error::Refused(_) | plan::Error::Malformed { .. } => NoView::Refused(why),
     }
 }
 
@@ -271,6 +293,7 @@ fn name_and_spec(text: &str) -> Result<(&str, &str), String> {
         "" => "a view needs a name",
         "." | ".." | HIDDEN_DIR => "this name is taken",
         _ if name.contains('/') => "a name is one directory, without `/`",
+        _ if name.contains(char::is_control) => "a name has no control characters",
         _ if name.len() > NAME_MAX => "the name is longer than 255 bytes",
         _ if spec.is_empty() => "a view needs a spec",
         _ => return Ok((name, spec)),

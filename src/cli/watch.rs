@@ -61,28 +61,29 @@ fn block(mount: &Value) -> Vec<String> {
             "  shows   {}, {} in {} files",
             text(&mount["spec"]),
             bytes(&mount["bytes"]),
-            mount["files"]
+            number(&mount["files"])
         ));
     }
     for view in views {
-        let (open, asleep) = (&view["open_files"], if view["in_memory"] == true { "" } else { ", asleep" });
+        let (open, asleep) = (number(&view["open_files"]), if view["in_memory"] == true { "" } else { ", asleep" });
         let (name, spec) = (text(&view["name"]), text(&view["spec"]));
         let spec = if spec == name { String::new() } else { format!(" = {spec}") };
         lines.push(format!("  shows   {name}{spec}, {}, {open} open{asleep}", bytes(&view["bytes"])));
     }
     let speed = |value: &Value| value.as_f64().map_or_else(|| "-".to_owned(), |x| format!("{x:.2} GB/s"));
+    let n = |key: &str| number(&c[key]);
     lines.extend([
         format!(
             "  serves  {}/s, {} files open, {} reads so far",
             bytes(&c["recent_bytes_per_second"]),
-            mount["open_files"],
-            c["reads"]
+            number(&mount["open_files"]),
+            n("reads")
         ),
         format!(
             "  encodes {} a thread, {} tiles, {} of them ahead",
             speed(&mount["encode_gb_per_thread_second"]),
-            c["tiles"],
-            c["tiles_ahead"]
+            n("tiles"),
+            n("tiles_ahead")
         ),
         format!(
             "  cache   {} of {}, {} hits",
@@ -90,9 +91,9 @@ fn block(mount: &Value) -> Vec<String> {
             bytes(&c["cache_limit"]),
             share(&mount["hit_rate"])
         ),
-        format!("  queue   {} tiles in the making, {} reads waiting", c["tiles_in_flight"], c["pending"]),
+        format!("  queue   {} tiles in the making, {} reads waiting", n("tiles_in_flight"), n("pending")),
         format!("  memory  {}", bytes(&mount["resident_bytes"])),
-        format!("  errors  {}, {} timeouts, {} elements NaN or infinite", c["errors"], c["timeouts"], c["not_finite"]),
+        format!("  errors  {}, {} timeouts, {} elements NaN or infinite", n("errors"), n("timeouts"), n("not_finite")),
     ]);
     if number(&c["store_limit"]) > 0 {
         let (held, limit, rate) = (bytes(&c["store_bytes"]), bytes(&c["store_limit"]), share(&mount["store_hit_rate"]));

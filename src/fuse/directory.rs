@@ -1,17 +1,15 @@
 //! Many views under one root: which are listed, and which are in memory.
 //!
-//! A view that nobody has open costs its name and a few figures: its plan is given up after a while ([`AWAKE`]) and
-//! made again, the same, when somebody comes back. What always holds: plans are made by threads of their own, once however
-//! many ask, and whoever waits is answered after [`PATIENCE`]; a view keeps the number that its inodes carry.
+//! A view that nobody has open costs its name and a few figures: its plan is given up after a while ([`KEPT`],
+//! [`KEPT_BYTES`]) and made again, the same, when somebody comes back. What always holds: plans are made one at a time,
+//! by threads of their own and with no lock that a request needs; whoever waits for one is answered after [`PATIENCE`]; a
+//! view keeps the number that its inodes carry.
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    io,
+    fmt, io,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{
-        Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak,
-        atomic::{AtomicUsize, Ordering::Relaxed},
-    },
+    sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak},
     thread,
     time::{Duration, Instant, SystemTime},
 };
@@ -21,18 +19,18 @@ use fuser::Errno;
 use super::{
     generation::Generation,
     registry::Registry,
-    show::{Catalog, Named, Shown},
+    show::{Catalog, Named, NoView, Shown},
 };
 
-/// Views that stay in memory without an open file. Their plans are a few megabytes each where the model is large.
-const AWAKE: usize = 8;
+/// Views that stay in memory without an open file.
+const KEPT: usize = 8;
+
+/// Bytes that the plans of these may take together, about; one is kept whatever it takes.
+const KEPT_BYTES: usize = 24 << 20;
 
 /// When a request that waits for a plan is answered with an error. Plans take milliseconds; a source that hangs takes
 /// longer.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// Requests that may wait for plans at once, each in a thread.
-const MAX_WAITING: usize = 256;
 
 #[derive(Debug)]
 pub(super) struct Directory {
@@ -41,7 +39,8 @@ pub(super) struct Directory {
     slots: RwLock<BTreeMap<String, Arc<Slot>>>,
     /// Kept in memory, the last one used in front.
     recent: Mutex<VecDeque<Arc<Generation>>>,
-    waiting: AtomicUsize,
+    /// Held by who makes a plan: many at once would take the memory of many.
+    planning: Mutex<()>,
 }
 
 /// The place of one view.
@@ -63,13 +62,25 @@ pub(super) struct Seen {
     pub(super) files: u64,
 }
 
-#[derive(Debug, Default)]
+/// What becomes of a request that needs a view.
+type Then = Box<dyn FnOnce(Result<Arc<Generation>, Errno>) + Send>;
+
+#[derive(Default)]
 struct State {
     generation: Weak<Generation>,
     /// Whether a thread is making it.
-    is_made: bool,
-    /// Tries that failed so far.
-    failures: u64,
+    is_being_made: bool,
+    /// Whether a thread looks at the time that it takes.
+    is_timed: bool,
+    /// Whether there never will be a view.
+    is_refused: bool,
+    waiting: Vec<Then>,
+}
+
+impl fmt::Debug for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("State").field("waiting", &self.waiting.len()).finish_non_exhaustive()
+    }
 }
 
 /// What a name leads to.
@@ -79,16 +90,22 @@ pub(super) enum Found {
 }
 
 impl Directory {
-    /// A directory whose first views are in memory at once.
+    /// A directory whose first views were made once.
     ///
     /// # Errors
     /// Why one of them cannot be made.
     pub(super) fn new(catalog: Arc<dyn Catalog>, views: &Arc<Registry>) -> Result<Arc<Self>, String> {
-        let (slots, recent, waiting) = (RwLock::default(), Mutex::default(), AtomicUsize::new(0));
-        let this = Self { catalog, views: Arc::clone(views), slots, recent, waiting };
+        let (slots, recent, planning) = (RwLock::default(), Mutex::default(), Mutex::default());
+        let this = Self { catalog, views: Arc::clone(views), slots, recent, planning };
         for name in this.catalog.names() {
-            let shown = this.catalog.open(&name).map_err(|why| format!("{name}: {why}"))?;
-            this.take(&this.slot(&name), shown);
+            let (NoView::Refused(why) | NoView::Stale(why) | NoView::Failed(why)) = match this.catalog.open(&name) {
+                Ok(shown) => {
+                    this.take(&this.slot(&name), shown);
+                    continue;
+                }
+                Err(none) => none,
+            };
+            return Err(format!("{name}: {why}"));
         }
         Ok(Arc::new(this))
     }
@@ -109,10 +126,12 @@ impl Directory {
     }
 
     pub(super) fn find(&self, name: &str) -> Option<Found> {
-        Some(match self.catalog.find(name)? {
-            Named::View => Found::View(self.slot(name)),
-            Named::Link(to) => Found::Link(self.slot(&to)),
-        })
+        let (named, slot) = match self.catalog.find(name)? {
+            Named::View => (Found::View as fn(Arc<Slot>) -> Found, self.slot(name)),
+            Named::Link(to) => (Found::Link as fn(Arc<Slot>) -> Found, self.slot(&to)),
+        };
+        let is_refused = lock(&slot.state).is_refused;
+        (!is_refused).then(|| named(slot))
     }
 
     pub(super) fn numbered(&self, number: u32) -> Option<Arc<Slot>> {
@@ -135,56 +154,68 @@ impl Directory {
         slot: &Arc<Slot>,
         then: impl FnOnce(Result<Arc<Generation>, Errno>) + Send + 'static,
     ) {
-        if let Some(generation) = slot.awake() {
+        let mut state = lock(&slot.state);
+        if let Some(generation) = state.generation.upgrade() {
+            drop(state);
             self.touch(&generation);
             return then(Ok(generation));
         }
-        let Some(waiter) = Waiter::begin(self) else { return then(Err(Errno::EAGAIN)) };
-        let slot = Arc::clone(slot);
-        // Where no thread can be had `then` is dropped, and with it the reply: that answers EIO.
-        let wait = move || {
-            let generation = slot.wait(&waiter.0);
-            then(generation);
-        };
-        if let Err(e) = thread::Builder::new().name("view-wait".into()).spawn(wait) {
-            tracing::error!("a reader of a view could not wait for it: {e}");
+        state.waiting.push(Box::new(then));
+        let started = slot.start(self, &mut state);
+        drop(state);
+        if let Err(e) = started {
+            tracing::error!("{}: no thread to plan it: {e}", slot.name);
+            slot.answer(Err(Errno::EIO));
         }
     }
 
     /// Keeps a view in memory for longer than those that were used before it.
-    fn touch(&self, generation: &Arc<Generation>) {
+    pub(super) fn touch(&self, generation: &Arc<Generation>) {
         let mut recent = lock(&self.recent);
         if recent.front().is_some_and(|first| Arc::ptr_eq(first, generation)) {
             return;
         }
         recent.retain(|other| !Arc::ptr_eq(other, generation));
         recent.push_front(Arc::clone(generation));
-        let kept = recent.len().min(AWAKE);
+        let mut bytes = 0;
+        let fits = recent.iter().take(KEPT).take_while(|view| {
+            bytes += view.plan_bytes();
+            bytes <= KEPT_BYTES
+        });
+        let kept = fits.count().max(1);
         let gone = recent.split_off(kept);
         drop(recent);
         // Outside of the lock: a plan of a large model is many pieces.
-        drop(gone);
+        if !gone.is_empty() {
+            drop(gone);
+            (self.views.released)();
+        }
     }
 
     fn make(&self, slot: &Slot) {
-        let made = catch_unwind(AssertUnwindSafe(|| self.catalog.open(&slot.name)));
-        match made.unwrap_or_else(|_| Err("planning it panicked".to_owned())) {
-            Ok(shown) => self.take(slot, shown),
-            Err(why) => {
-                tracing::warn!("no view {}: {why}", slot.name);
-                let mut state = lock(&slot.state);
-                (state.is_made, state.failures) = (false, state.failures + 1);
-            }
-        }
-        slot.changed.notify_all();
+        let planning = lock(&self.planning);
+        let made = catch_unwind(AssertUnwindSafe(|| Ok(self.take(slot, self.catalog.open(&slot.name)?))));
+        drop(planning);
+        let made = made.unwrap_or_else(|_| Err(NoView::Failed("planning it panicked".to_owned())));
+        let answer = made.map_err(|none| {
+            let (why, errno) = match none {
+                NoView::Refused(why) => (why, Errno::ENOENT),
+                NoView::Stale(why) => (why, Errno::ESTALE),
+                NoView::Failed(why) => (why, Errno::EIO),
+            };
+            tracing::warn!("no view {}: {why}", slot.name);
+            lock(&slot.state).is_refused = errno.code() == libc::ENOENT;
+            errno
+        });
+        slot.answer(answer);
     }
 
-    fn take(&self, slot: &Slot, shown: Shown) {
+    fn take(&self, slot: &Slot, shown: Shown) -> Arc<Generation> {
         let generation = self.views.add(slot.number, false, shown);
         slot.seen.get_or_init(|| generation.seen());
+        lock(&slot.state).generation = Arc::downgrade(&generation);
         self.touch(&generation);
-        let mut state = lock(&slot.state);
-        (state.is_made, state.generation) = (false, Arc::downgrade(&generation));
+        generation
     }
 }
 
@@ -202,37 +233,50 @@ impl Slot {
         lock(&self.state).generation.upgrade()
     }
 
-    /// Waits for the view, which is made unless somebody is at it.
-    fn wait(self: &Arc<Self>, directory: &Arc<Directory>) -> Result<Arc<Generation>, Errno> {
-        // A name that never led to a view means nothing; one that did leads to a source that has changed.
-        let refused = || if self.seen.get().is_some() { Errno::ESTALE } else { Errno::ENOENT };
-        let (begun, mut state) = (Instant::now(), lock(&self.state));
-        let failures = state.failures;
-        loop {
-            if let Some(generation) = state.generation.upgrade() {
-                return Ok(generation);
-            }
-            if state.failures != failures {
-                return Err(refused());
-            }
-            let Some(left) = PATIENCE.checked_sub(begun.elapsed()) else {
-                tracing::error!("{}: no plan within {} s", self.name, PATIENCE.as_secs());
-                return Err(Errno::EIO);
-            };
-            if !state.is_made {
-                self.start(directory).map_err(|e| Errno::from_i32(e.raw_os_error().unwrap_or(libc::EIO)))?;
-                state.is_made = true;
-            }
-            let waited = self.changed.wait_timeout_while(state, left, |state| state.is_made);
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+    /// Has a thread make the view and another one look at the clock, unless there are such.
+    fn start(self: &Arc<Self>, directory: &Arc<Directory>, state: &mut State) -> io::Result<()> {
+        if !state.is_timed {
+            let slot = Arc::clone(self);
+            thread::Builder::new().name("view-wait".into()).spawn(move || slot.watch())?;
+            state.is_timed = true;
+        }
+        if !state.is_being_made {
+            let (slot, directory) = (Arc::clone(self), Arc::clone(directory));
+            thread::Builder::new().name("view-plan".into()).spawn(move || directory.make(&slot))?;
+            state.is_being_made = true;
+        }
+        Ok(())
+    }
+
+    /// Answers everybody who waits.
+    fn answer(&self, answer: Result<Arc<Generation>, Errno>) {
+        let mut state = lock(&self.state);
+        let waiting = std::mem::take(&mut state.waiting);
+        state.is_being_made = false;
+        drop(state);
+        self.changed.notify_all();
+        for then in waiting {
+            then(answer.clone());
         }
     }
 
-    /// Has a thread make the view.
-    fn start(self: &Arc<Self>, directory: &Arc<Directory>) -> io::Result<()> {
-        let (slot, directory) = (Arc::clone(self), Arc::clone(directory));
-        let make = move || directory.make(&slot);
-        thread::Builder::new().name("view-plan".into()).spawn(make).map(drop)
+    /// Gives up those who wait when the time is over; the plan may come yet, for others.
+    fn watch(&self) {
+        let begun = Instant::now();
+        let mut state = lock(&self.state);
+        while let Some(left) = PATIENCE.checked_sub(begun.elapsed()).filter(|_| state.is_being_made) {
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        state.is_timed = false;
+        // A plan that has come answers its own.
+        let late = if state.is_being_made { std::mem::take(&mut state.waiting) } else { Vec::new() };
+        drop(state);
+        if !late.is_empty() {
+            tracing::error!("{}: no plan within {} s", self.name, PATIENCE.as_secs());
+        }
+        for then in late {
+            then(Err(Errno::EIO));
+        }
     }
 }
 
@@ -240,23 +284,6 @@ impl Generation {
     fn seen(&self) -> Seen {
         let (bytes, files) = self.totals();
         Seen { directories: self.directories(0), modified: self.modified(0), bytes, files }
-    }
-}
-
-/// One of the requests that wait for a plan.
-struct Waiter(Arc<Directory>);
-
-impl Waiter {
-    /// `None` where there are too many.
-    fn begin(directory: &Arc<Directory>) -> Option<Self> {
-        let this = Self(Arc::clone(directory));
-        (directory.waiting.fetch_add(1, Relaxed) < MAX_WAITING).then_some(this)
-    }
-}
-
-impl Drop for Waiter {
-    fn drop(&mut self) {
-        self.0.waiting.fetch_sub(1, Relaxed);
     }
 }
 

@@ -26,7 +26,7 @@ use super::{
     errno::errno,
     generation::Generation,
     handles::Handle,
-    inode::Inode,
+    inode::{Inode, OF_ROOT},
     live::Live,
     negotiate, passthrough,
     shared::{Root, Shared},
@@ -70,8 +70,13 @@ impl Adapter {
 
     fn reply_entry(&self, target: &Target, reply: ReplyEntry) {
         let (attr, attr_ttl) = self.0.attr_of(target);
-        // Names of links are not told to a kernel that must be told each name.
-        let brief = matches!(target, Target::Link(_)) && !self.0.has_epochs();
+        // A kernel that must be told each name is told those of views that were listed by then.
+        let among_many = match target {
+            Target::Link(_) => true,
+            Target::Node(view, 0) => view.inode(0) != Inode::Root,
+            _ => false,
+        };
+        let brief = among_many && !self.0.has_epochs();
         let name_ttl = if brief { self.0.absent_ttl() } else { FOREVER };
         reply.entry_with_ttls(&attr_ttl, &name_ttl, &attr, NO_REUSE);
     }
@@ -154,7 +159,10 @@ impl Adapter {
         let (own, parent) = match handle.as_ref() {
             Handle::Directory { generation, node } => (generation.inode(*node), generation.parent(*node)),
             Handle::Views(_) => (Inode::Root, Inode::Root),
-            Handle::Hidden(generation) => (Inode::Hidden(*generation), Inode::Root),
+            Handle::Hidden(OF_ROOT) => (Inode::Hidden(OF_ROOT), Inode::Root),
+            Handle::Hidden(generation) => {
+                (Inode::Hidden(*generation), Inode::Node { generation: *generation, index: 0 })
+            }
             Handle::File { .. } | Handle::Live(_) => return Err(Errno::ENOTDIR),
         };
         for (at, (inode, name)) in (1..).zip([(own, "."), (parent, "..")]).skip(usize::try_from(offset).unwrap_or(2)) {
@@ -166,6 +174,8 @@ impl Adapter {
         for n in usize::try_from(offset.saturating_sub(2)).unwrap_or(usize::MAX).. {
             let Some((target, name)) = listed(&handle, n) else { break };
             let (attr, ttl) = self.0.attr_of(&target);
+            // The kernel takes a listing for new when it comes, also one that was on its way when the root changed.
+            let ttl = if own == Inode::Root { Duration::ZERO } else { ttl };
             if add(Item(attr, n as u64 + 3, name, ttl)) {
                 break;
             }

@@ -94,6 +94,12 @@ impl Generation {
         u32::try_from(directories).unwrap_or(u32::MAX)
     }
 
+    /// About what its plan takes in memory, by what plans of large models were seen to take.
+    pub(super) fn plan_bytes(&self) -> usize {
+        const ROW: usize = 768;
+        self.view.plan().rows.len() * ROW
+    }
+
     /// Bytes and number of all files.
     pub(super) fn totals(&self) -> (u64, u64) {
         self.totals

@@ -34,4 +34,4 @@ pub use error::Error;
 pub use live::{Facts, HIDDEN_DIR, Live};
 pub use mount::{Access, Force, MountOptions, Mounted, Place, find, is_stale, mount, unmount};
 pub use session::{Session, SessionOptions, ViewState};
-pub use show::{Catalog, Named, Show, Shown};
+pub use show::{Catalog, Named, NoView, Show, Shown};

@@ -153,7 +153,10 @@ pub fn unmount(place: &Place, force: Force) -> Result<(), Error> {
 /// # Errors
 /// Where there is none.
 pub fn find(path: &Path) -> Result<mountinfo::Entry, Error> {
-    let resolved = resolve(path)?;
+    let resolved = resolve(path).map_err(|e| match e {
+        Error::NotFound(path) | Error::NotADirectory(path) => Error::NotOurs(path),
+        e => e,
+    })?;
     let top = mountinfo::at(&resolved).map_err(Error::system(path, "read the mount table"))?;
     top.filter(mountinfo::Entry::is_ours).ok_or_else(|| Error::NotOurs(path.to_owned()))
 }

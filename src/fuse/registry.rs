@@ -10,14 +10,20 @@ use std::{
 
 use super::{generation::Generation, show::Shown};
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Registry {
+    /// Called after plans were given up.
+    pub(super) released: fn(),
     /// The last one that was given; none is given twice.
     number: AtomicU32,
     views: RwLock<HashMap<u32, Weak<Generation>>>,
 }
 
 impl Registry {
+    pub(super) fn new(released: fn()) -> Self {
+        Self { released, number: AtomicU32::new(0), views: RwLock::default() }
+    }
+
     /// From 1 on: the first node of view 0 would have the root's inode number.
     pub(super) fn next_number(&self) -> u32 {
         self.number.fetch_add(1, Relaxed) + 1

@@ -31,6 +31,9 @@ use super::{
 /// How long a dropped session waits for its readers.
 const DROP_GRACE: Duration = Duration::from_secs(5);
 
+/// How long what was shown before stays, for openings whose look-up was answered by it.
+const UNDER_WAY: Duration = Duration::from_secs(1);
+
 /// How a mount is served.
 #[derive(Clone, Debug)]
 pub struct SessionOptions {
@@ -44,6 +47,8 @@ pub struct SessionOptions {
     pub passthrough: bool,
     /// Whether names are expired all at once where the kernel can. For tests of the other way.
     pub epochs: bool,
+    /// Called after plans were given up, from any thread: the place to give memory back to the system.
+    pub released: fn(),
 }
 
 /// A mount that is being served.
@@ -85,7 +90,7 @@ impl Session {
     /// A view that cannot be made; where the handshake with the kernel fails. The mount is taken down then.
     pub fn start(mounted: Mounted, show: Show, options: &SessionOptions) -> Result<Self, Error> {
         let owner = options.owner.fenced(mounted.access, rustix::process::getuid().as_raw());
-        let shared = Arc::new(Shared::new(show, owner, options.passthrough).map_err(Error::View)?);
+        let shared = Arc::new(Shared::new(show, owner, options.passthrough, options.released).map_err(Error::View)?);
         let device = mounted.descriptor().map_err(Error::Session)?;
         let (acl, config) = fuser_options(mounted.access, options.threads);
         let session = fuser::Session::from_fd(Adapter(Arc::clone(&shared)), device, acl, config);
@@ -150,19 +155,27 @@ impl Session {
     /// on.
     ///
     /// # Errors
-    /// A view that cannot be made, and all stays as it was; where the kernel refuses to forget the old names.
+    /// A view that cannot be made: all stays as it was.
     pub fn swap(&self, show: Show) -> Result<(), Error> {
         let last = self.shared.replace(show).map_err(Error::View)?;
-        if self.shared.has_epochs() {
-            self.epoch.advance().map_err(Error::Session)?;
+        if self.shared.has_epochs()
+            && let Err(e) = self.epoch.advance()
+        {
+            tracing::error!("the kernel did not forget the old names: {e}");
         }
         let names = if self.shared.has_epochs() { Vec::new() } else { last.names() };
-        drop(last);
         // A notice can wait for requests that are being answered, so it is never sent from a thread
         // that somebody waits for.
-        let notifier = self.notifier.clone();
-        let forget = move || expire(&notifier, &names);
-        thread::Builder::new().name("fuse-expire".into()).spawn(forget).map_err(Error::Session)?;
+        let (notifier, released) = (self.notifier.clone(), self.shared.views.released);
+        let forget = move || {
+            expire(&notifier, &names);
+            thread::sleep(UNDER_WAY);
+            drop(last);
+            released();
+        };
+        if let Err(e) = thread::Builder::new().name("fuse-expire".into()).spawn(forget) {
+            tracing::error!("the kernel was not told to forget the root: {e}");
+        }
         Ok(())
     }
 

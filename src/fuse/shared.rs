@@ -75,8 +75,8 @@ impl Shared {
     ///
     /// # Errors
     /// Why a view of many cannot be made.
-    pub(super) fn new(show: Show, owner: Owner, passthrough: bool) -> Result<Self, String> {
-        let views = Arc::default();
+    pub(super) fn new(show: Show, owner: Owner, passthrough: bool, released: fn()) -> Result<Self, String> {
+        let views = Arc::new(Registry::new(released));
         let root = RwLock::new(Root::new(show, &views)?);
         Ok(Self {
             owner,
@@ -105,16 +105,15 @@ impl Shared {
 
     /// Calls `then` with the view of a number: now where it is in memory, else from another thread.
     pub(super) fn with_view(&self, number: u32, then: impl FnOnce(Result<Arc<Generation>, Errno>) + Send + 'static) {
-        if let Some(generation) = self.views.get(number) {
-            return then(Ok(generation));
-        }
-        let asleep = match self.root() {
+        let root = self.root();
+        let slot = match &root {
             Root::Many(directory) => directory.numbered(number).map(|slot| (directory, slot)),
             Root::One(_) => None,
         };
-        match asleep {
-            Some((directory, slot)) => directory.wake(&slot, then),
-            None => then(Err(Errno::ESTALE)),
+        match (slot, self.views.get(number)) {
+            (Some((directory, slot)), _) => directory.wake(&slot, then),
+            (None, Some(generation)) => then(Ok(generation)),
+            (None, None) => then(Err(Errno::ESTALE)),
         }
     }
 

@@ -35,6 +35,17 @@ pub enum Named {
     Link(String),
 }
 
+/// Why there is no view of a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NoView {
+    /// There never will be.
+    Refused(String),
+    /// The source is not what it was.
+    Stale(String),
+    /// Reading failed; it may not fail again.
+    Failed(String),
+}
+
 /// Views by name. Answers are always the same: of a name, and of the view behind it.
 pub trait Catalog: Send + Sync + Debug {
     /// The views that are listed from the start; the others are once they were used.
@@ -46,8 +57,8 @@ pub trait Catalog: Send + Sync + Debug {
     /// The view of a name, made anew; it may be given up and asked for again. Takes as long as reading headers takes.
     ///
     /// # Errors
-    /// Why there is none: for the log.
-    fn open(&self, name: &str) -> Result<Shown, String>;
+    /// Why there is none.
+    fn open(&self, name: &str) -> Result<Shown, NoView>;
 
     /// What the mount says of all of them.
     fn facts(&self) -> Arc<dyn Facts>;

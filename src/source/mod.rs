@@ -82,7 +82,7 @@ pub enum Error {
         path: String,
     },
     /// The file is no longer the one that was listed.
-    #[error("{path}: changed since it was opened ({what}); mount again to serve the new content")]
+    #[error("{path}: changed since it was opened ({what}); `quantfs remount` shows the new content")]
     Changed {
         /// The file.
         path: String,

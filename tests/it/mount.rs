@@ -267,6 +267,7 @@ fn plain() -> SessionOptions {
         readahead: 1 << 20,
         passthrough: false,
         epochs: true,
+        released: || (),
     }
 }
 

@@ -195,6 +195,8 @@ fn views_that_cannot_be_are_refused_before_anything_is_mounted() {
     refused(&["--view", "a=4bit", "--view", "b=9bit"], 2, &["--view b", "9bit"]);
     refused(&["--view", "a=4bit", "--spec", "8bit"], 2, &["--spec", "--view NAME=SPEC"]);
     refused(&["--any-view", "--spec", "8bit"], 2, &["--spec"]);
+    refused(&["--any-view", "--view", "mlx-4bit-g64=8bit"], 2, &["--view mlx-4bit-g64=8bit", "another name"]);
+    refused(&["--view", "a\u{1b}b=4bit"], 2, &["control"]);
     refused(&["--view", "a=4bit", "--rule", "*nothing*=8bit"], 2, &["--view a", "matches no tensor"]);
 }
 
@@ -336,4 +338,68 @@ fn a_view_may_be_a_recipe() {
         command.arg(model.mnt()).args(["--view", "mine=@mine.toml"]).current_dir(model.dir.path()).output().unwrap();
     assert!(done.status.success(), "{}", text(&done));
     assert!(files(&model.mnt().join("mine")) == model.exported("2bit"));
+}
+
+/// A listing of the old root that comes after a remount must not bring its names back.
+#[test]
+fn a_listing_that_was_under_way_brings_no_old_names_back() {
+    if !can_mount() {
+        return;
+    }
+    let model = Model::new();
+    model.mounted(&["--spec", "4bit"]);
+    let len = |spec: &str| model.exported(spec)[Path::new("model.safetensors")].len() as u64;
+    let lens = [len("8bit"), len("4bit")];
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let list = || {
+            while !done.load(Relaxed) {
+                names(&model.mnt());
+            }
+        };
+        let listers = [(); 2].map(|()| scope.spawn(list));
+        for round in 0..40 {
+            let listing = fs::read_dir(model.mnt()).unwrap();
+            model.remounted(&["--spec", ["8bit", "4bit"][round % 2]]);
+            assert!(listing.count() > 2);
+            assert_eq!(fs::metadata(model.weights()).unwrap().len(), lens[round % 2], "round {round}");
+        }
+        done.store(true, Relaxed);
+        listers.into_iter().for_each(|lister| lister.join().unwrap());
+    });
+}
+
+/// Many who come at once for a view that is not there wait for one plan, and none is turned away.
+#[test]
+fn a_crowd_waits_for_one_plan() {
+    if !can_mount() {
+        return;
+    }
+    let model = Model::new();
+    model.mounted(&["--any-view"]);
+    let path = model.mnt().join("mlx-5bit-g32/model.safetensors");
+    let expected = model.exported("mlx-5bit-g32");
+    thread::scope(|scope| {
+        let readers: Vec<_> = (0..300).map(|_| scope.spawn(|| fs::read(&path).map(|bytes| bytes.len()))).collect();
+        for reader in readers {
+            assert_eq!(reader.join().unwrap().unwrap(), expected[Path::new("model.safetensors")].len());
+        }
+    });
+}
+
+/// A spec that the model cannot be is planned once, and absent from then on.
+#[test]
+fn a_view_that_cannot_be_made_is_absent() {
+    if !can_mount() {
+        return;
+    }
+    let model = Model::new();
+    model.mounted(&["--any-view"]);
+    // Nothing but an embedding, which these leave dense.
+    for _ in 0..3 {
+        let error = fs::metadata(model.mnt().join("ct-4bit-g128")).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    }
+    assert!(names(&model.mnt()).is_empty());
+    assert!(fs::metadata(model.mnt().join("4bit")).is_ok());
 }

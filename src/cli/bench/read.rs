@@ -170,7 +170,7 @@ impl<'a> Bench<'a> {
         let cache_bytes = usize::try_from(memory::default_cache_size()).unwrap_or(usize::MAX);
         let engine = Engine::new(view::Options { cache_bytes, threads, ..Default::default() })?;
         let view = View::new(plan, Arc::clone(&self.source), engine);
-        let of_mount = OfMount::new(&self.plan.source, Arc::clone(view.engine()));
+        let of_mount = OfMount::new(Arc::clone(view.engine()));
         let facts = Arc::new(Facts::new(&of_mount, view.plan()));
         let access = Access::Owner;
         let roots = self.source.local_roots().to_vec();
@@ -186,6 +186,7 @@ impl<'a> Bench<'a> {
             readahead: WINDOW,
             passthrough: false,
             epochs: true,
+            released: || (),
         };
         let session = Session::start(mounted, Show::One(Shown { view: Arc::clone(&view), facts }), &options)?;
         let root = session.place().path.clone();
