@@ -257,15 +257,16 @@ pub fn total(found: impl Iterator<Item = Sums>) -> Sums {
     })
 }
 
-/// A plan as JSON with the errors of its tensors, as [`errors`] gives them, and of all together.
+/// A plan as JSON with the errors of its tensors, as [`errors`] gives them for a sample, and of all together.
 #[must_use]
-pub fn to_json(plan: &Plan, found: &[Option<Sums>]) -> Value {
+pub fn to_json(plan: &Plan, found: &[Option<Sums>], sample: Option<NonZero<u64>>) -> Value {
     let mut json = plan.to_json();
     let rows = json["tensors"].as_array_mut().into_iter().flatten();
     for (row, sums) in rows.zip(found).filter_map(|(row, sums)| Some((row, (*sums)?))) {
         row["errors"] = serde_json::json!(sums.figures());
     }
     json["totals"]["errors"] = serde_json::json!(total(found.iter().copied().flatten()).figures());
+    json["sample"] = serde_json::json!(sample);
     json
 }
 

@@ -73,10 +73,11 @@ pub fn run(args: &Inspect, out: &mut dyn Write) -> Result<(), Failure> {
 fn with_errors(args: &Inspect, out: &mut dyn Write) -> Result<(), Failure> {
     let view = offline::view(&args.path, &args.view, &caches(), None)?;
     let bar = Bar::new("errors");
-    let found = errors::errors(&view, args.sample.and_then(|sample| sample.0), &bar)?;
+    let sample = args.sample.and_then(|sample| sample.0);
+    let found = errors::errors(&view, sample, &bar)?;
     bar.finish();
     if args.json {
-        writeln!(out, "{:#}", errors::to_json(view.plan(), &found))?;
+        writeln!(out, "{:#}", errors::to_json(view.plan(), &found, sample))?;
         return Ok(());
     }
     table(view.plan(), Some(&found), args.all, out)?;

@@ -7,7 +7,7 @@ use clap::Args;
 use crate::{
     bulk::target::Target,
     cli::{Failure, chosen, size},
-    plan::{Adapter, ComponentOptions, Error, Options, Override, Parts, Predicate, Rename, Rule, Spec},
+    plan::{Adapter, ComponentOptions, Error, Importance, Options, Override, Parts, Predicate, Rename, Rule, Spec},
     source::{self, Caches, Joined, Source},
     tensor::Float,
 };
@@ -68,6 +68,10 @@ pub struct ViewArgs {
     /// times SCALE (repeatable; they add up) [default SCALE: 1]
     #[arg(long = "lora", value_name = "ADAPTER[:SCALE]")]
     pub loras: Vec<String>,
+    /// What errors weigh, for methods that weigh them (`ls`, `hqq`): llama.cpp's importance matrix (GGUF or .dat), or
+    /// .safetensors with a tensor of each weight's name, [columns] or [experts, columns]
+    #[arg(long, value_name = "FILE")]
+    pub importance: Option<String>,
     /// Show an all-in-one checkpoint (denoiser, text encoders and VAE in one file) as component directories
     #[arg(long)]
     pub split: bool,
@@ -116,6 +120,12 @@ impl ViewArgs {
         Ok((source, options))
     }
 
+    /// Whether schemes are chosen by a target.
+    #[must_use]
+    pub fn chooses(&self) -> bool {
+        self.target_bpw.is_some() || self.target_size.is_some()
+    }
+
     /// The size that the view shall have, where one was asked for.
     ///
     /// # Errors
@@ -129,6 +139,8 @@ impl ViewArgs {
     /// As [`open`](Self::open), but for the choice of schemes that a target asks for.
     fn open_without_target(&self, name: &str, caches: &Caches) -> Result<(Arc<dyn Source>, Options), Failure> {
         let mut options = self.options()?;
+        let importance = self.importance.as_deref().map(|path| Importance::open(Path::new(path)));
+        options.importance = importance.transpose()?.map(Arc::new);
         let base = source::open(name, caches)?;
         if self.overrides.is_empty() && self.loras.is_empty() {
             return Ok((base.into(), options));
@@ -213,7 +225,9 @@ impl ViewArgs {
         };
         let read = self.with_recipe()?;
         let loras = read.loras.iter().map(lora).collect::<Result<_, Error>>()?;
-        Ok(Self { overrides: read.overrides.iter().map(|path| absolute(path)).collect(), loras, ..read })
+        let overrides = read.overrides.iter().map(|path| absolute(path)).collect();
+        let importance = read.importance.as_deref().map(absolute);
+        Ok(Self { overrides, loras, importance, ..read })
     }
 }
 

@@ -34,11 +34,11 @@ pub struct Report {
     /// The page: one file that needs no other and no network
     #[arg(short, long, value_name = "FILE")]
     pub output: PathBuf,
-    /// A spec to compare (repeatable) [default: every scheme of the view's format, with every group and method]
+    /// A spec to compare, for all that the view quantizes: what rules and recipes keep is kept (repeatable) [default: every scheme of the view's format, with every group and method]
     #[arg(long = "candidate", value_name = "SPEC")]
     pub candidates: Vec<String>,
     /// Of each tensor look at so many elements alone, in runs spread evenly over it [default: all, where the
-    /// quantized tensors have no more than 2^30 elements together; 2^20 of each otherwise]
+    /// quantized tensors have no more than 2^28 elements together; 2^20 of each otherwise]
     #[arg(long, value_name = "N|all", value_parser = sample)]
     pub sample: Option<Sample>,
     #[command(flatten)]

@@ -98,6 +98,10 @@ impl Config {
                 "of several views each says its own; write recipes (`quantfs recipe`) and name them: --view NAME=@FILE";
             return Err(Failure::usage(format!("--target-bpw, --target-size: {why}")));
         }
+        if many.any_view && view.chooses() {
+            let why = "--any-view: a directory's name is its spec, which a target size would not keep to";
+            return Err(Failure::usage(why));
+        }
         let mut named = BTreeMap::new();
         for text in &many.views {
             let (name, said) = name_and_spec(text).map_err(|why| Failure::usage(format!("--view {text}: {why}")))?;
@@ -126,8 +130,9 @@ impl Config {
             return Opened::new(&self.source, &self.view);
         }
         // What else is said may have no meaning but for a view's own spec.
-        let (overrides, loras) = (self.view.overrides.clone(), self.view.loras.clone());
-        Opened::new(&self.source, &ViewArgs { overrides, loras, ..ViewArgs::default() })
+        let (overrides, loras, importance) =
+            (self.view.overrides.clone(), self.view.loras.clone(), self.view.importance.clone());
+        Opened::new(&self.source, &ViewArgs { overrides, loras, importance, ..ViewArgs::default() })
     }
 }
 
@@ -153,7 +158,8 @@ impl Opened {
     fn with(&self, args: &ViewArgs) -> Result<Self, plan::Error> {
         let Self { source, options } = self;
         let (overrides, adapters) = (options.overrides.clone(), options.adapters.clone());
-        let options = plan::Options { overrides, adapters, ..args.options()? };
+        let importance = options.importance.clone();
+        let options = plan::Options { overrides, adapters, importance, ..args.options()? };
         Ok(Self { source: Arc::clone(source), options })
     }
 
@@ -212,7 +218,8 @@ impl Views {
     /// Adds a view that is there from the start.
     fn name(&mut self, config: &Config, name: &str, args: &ViewArgs) -> Result<Arc<Plan>, Failure> {
         // A recipe may lay files of its own beside the source.
-        let shares = args.overrides == config.view.overrides && args.loras == config.view.loras;
+        let beside = |args: &ViewArgs| (args.overrides.clone(), args.loras.clone(), args.importance.clone());
+        let shares = beside(args) == beside(&config.view) && !args.chooses();
         let opened = if shares { self.opened.with(args)? } else { Opened::new(&config.source, args)? };
         let plan = Arc::new(opened.plan()?);
         let made = shown(Arc::clone(&plan), Arc::clone(&opened.source), &self.mount);

@@ -3,6 +3,7 @@
 //! Nothing here does I/O. Every parser takes bytes that may be hostile and answers with a value or
 //! with [`Malformed`], never with a panic, a hang, or an allocation past its caps.
 
+pub mod gguf;
 pub mod index;
 pub mod json;
 pub mod onnx;

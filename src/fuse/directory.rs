@@ -103,6 +103,11 @@ impl Directory {
         slots.values().filter_map(|slot| Some((Arc::clone(slot), slot.seen()?))).collect()
     }
 
+    /// The listed views that are in memory.
+    pub(super) fn awake(&self) -> impl Iterator<Item = Arc<Generation>> {
+        self.listed().into_iter().filter_map(|(slot, _)| slot.awake())
+    }
+
     pub(super) fn find(&self, name: &str) -> Option<Found> {
         Some(match self.catalog.find(name)? {
             Named::View => Found::View(self.slot(name)),

@@ -116,10 +116,13 @@ impl Session {
         self.shared.handles.files().len()
     }
 
-    /// Number of files that the kernel reads by itself.
+    /// Number of files of what is shown that the kernel reads by itself.
     #[must_use]
     pub fn passed_through(&self) -> usize {
-        self.shared.views.all().iter().map(|view| view.routes.passed()).sum()
+        match self.shared.root() {
+            Root::One(view) => view.routes.passed(),
+            Root::Many(directory) => directory.awake().map(|view| view.routes.passed()).sum(),
+        }
     }
 
     /// The views that are listed at the root; none where a view is the root.

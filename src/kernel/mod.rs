@@ -13,6 +13,7 @@
 //! the kernels' text and were never compared with a device.
 
 mod body;
+mod choice;
 mod dense;
 mod peak;
 mod product;
@@ -31,6 +32,7 @@ use std::{
 
 use crate::{num::book::Book, tensor::Float};
 
+pub use choice::{Choice, Method};
 pub use dense::Dense;
 pub use product::{Activations, Coded, Product, Zero};
 use product::{Ahead, Inputs, Map, Panel, Rows, Stored, Terms, Tiling};
@@ -239,6 +241,9 @@ pub struct Cast {
 }
 
 type QuantizeAffine = fn(&Affine, &[u8], &mut [u8], &mut [u8], &mut [u8]);
+type ChooseAffine = fn(&Affine, &Choice<'_>, &[u8], [&mut [u8]; 3]);
+type ChooseColumns = fn(&Columns, &Choice<'_>, &[u8], [&mut [u8]; 3]);
+type ChooseBlocks = fn((&Blocks, Float), &Choice<'_>, &[f32], &mut [u8], (&mut [f32], &mut [u8]));
 type DequantizeAffine = fn(&Affine, &[u8], &[u8], &[u8], &mut [f32]);
 type QuantizeMicro = fn(&Micro, &[u8], &mut [u8], &mut [u8]);
 type DequantizeMicro = fn(&Micro, &[u8], &[u8], &mut [f32]);
@@ -271,6 +276,9 @@ type Multiply = fn(usize, &[f32], &[f32], &mut [f32]);
 pub struct Kernels {
     isa: Isa,
     quantize_affine: QuantizeAffine,
+    choose_affine: ChooseAffine,
+    choose_columns: ChooseColumns,
+    choose_blocks: ChooseBlocks,
     dequantize_affine: DequantizeAffine,
     quantize_micro: QuantizeMicro,
     dequantize_micro: DequantizeMicro,
@@ -366,9 +374,7 @@ impl Kernels {
     /// # Panics
     /// If the bits are not 2, 4 or 8, the block is empty, or the lengths do not fit together.
     pub fn quantize_blocks(&self, job: &Blocks, row: &[f32], codes: &mut [u8], scales: &mut [f32], zeros: &mut [u8]) {
-        assert!(matches!(job.bits, 2 | 4 | 8) && job.block > 0, "no such blocks: {job:?}");
-        let blocks = row.len().div_ceil(job.block);
-        assert_eq!((codes.len(), scales.len(), zeros.len()), (blocks * job.bytes(), blocks, blocks), "{job:?}");
+        check_blocks(job, row.len(), codes.len(), (scales.len(), zeros.len()));
         (self.quantize_blocks)(job, row, codes, scales, zeros);
     }
 
@@ -498,6 +504,12 @@ fn check_affine(job: &Affine, elements: usize, codes: usize, scales: usize, bias
     assert!(elements.is_multiple_of(job.group), "{elements} elements are no whole groups of {}", job.group);
     let parameters = elements / job.group * job.stored.size();
     assert_eq!((codes, scales, biases), (elements / 8 * job.bits as usize, parameters, parameters), "{job:?}");
+}
+
+fn check_blocks(job: &Blocks, elements: usize, codes: usize, parameters: (usize, usize)) {
+    assert!(matches!(job.bits, 2 | 4 | 8) && job.block > 0, "no such blocks: {job:?}");
+    let blocks = elements.div_ceil(job.block);
+    assert_eq!((codes, parameters), (blocks * job.bytes(), (blocks, blocks)), "{job:?}");
 }
 
 fn check_columns(job: &Columns, elements: usize, codes: usize, zeros: usize, scales: usize) {

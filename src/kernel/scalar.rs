@@ -8,6 +8,9 @@ use super::{
 pub(super) static KERNELS: Kernels = Kernels {
     isa: Isa::Scalar,
     quantize_affine: |job, src, codes, scales, biases| body::affine::quantize(job, src, codes, scales, biases),
+    choose_affine: |job, choice, src, out| body::affine::choose(Plain, job, choice, src, out),
+    choose_columns: |job, choice, src, out| body::columns::choose(Plain, job, choice, src, out),
+    choose_blocks: |job, choice, row, codes, found| body::blocks::choose(Plain, job, choice, row, codes, found),
     dequantize_affine: |job, codes, scales, biases, out| {
         body::affine::dequantize(Plain, job, codes, scales, biases, out);
     },

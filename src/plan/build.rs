@@ -10,6 +10,7 @@ use crate::{
         decide::{Decider, Decision, Scope},
         dense,
         graph::{self, Drafted},
+        importance::{Binder, with_note},
         layout::{self, Output, Unit},
         origin, overrides,
         rename::Renames,
@@ -56,6 +57,7 @@ pub fn build(source: &dyn Source, options: &Options) -> Result<Plan, Error> {
         patched: BTreeMap::new(),
         renames: Renames::new(&options.renames),
         drafted: vec![],
+        binder: Binder::new(options.importance.as_deref()),
     };
     let mut by_size: Vec<&Set> = snapshot.sets.iter().collect();
     // Where several sets share a directory, its config.json speaks of the largest.
@@ -66,6 +68,8 @@ pub fn build(source: &dyn Source, options: &Options) -> Result<Plan, Error> {
     decider.check_components(&snapshot.sets.iter().map(|set| set.dir.as_str()).collect::<Vec<_>>())?;
     decider.check_rules()?;
     builder.renames.check()?;
+    let binder = std::mem::replace(&mut builder.binder, Binder::new(None));
+    binder.check(&mut builder.plan.warnings)?;
     builder.finish(&snapshot, &decider)
 }
 
@@ -79,6 +83,7 @@ struct Builder<'a> {
     renames: Renames<'a>,
     /// Models that are laid out when all of them are known, since they may share files.
     drafted: Vec<Drafted<'a>>,
+    binder: Binder<'a>,
 }
 
 impl<'a> Builder<'a> {
@@ -106,6 +111,7 @@ impl<'a> Builder<'a> {
         let mut arrangement = arrangement;
         for tensor in &mut arrangement.tensors {
             let mut decision = decider.decide(&component, tensor)?;
+            self.binder.weigh(set, tensor, &mut decision)?;
             modules.extend(decision.stored.iter().map(|s| (self.plan.weights.len(), s.weight.stem.clone())));
             if set.graph.is_none() {
                 self.rename(tensor, &mut decision)?;
@@ -199,8 +205,12 @@ impl<'a> Builder<'a> {
                     }
                     ("kept".to_owned(), why, None)
                 }
-                Ok(shown) => {
+                Ok(mut shown) => {
                     let from = origin::origin(set, &same)?;
+                    let weighted = self.binder.weighted(set, &same, &shown.weight, shown.scheme.as_ref())?;
+                    if let Some(scheme) = weighted {
+                        (shown.scheme, shown.why) = (scheme, with_note(&shown.why));
+                    }
                     let planned = origin::planned(self.source, shown.weight, from, shown.scheme, shown.parts);
                     let mut outputs = self.weigh(planned)?.into_iter().flat_map(|output| output.contents);
                     replaced.extend(outputs.next().map(|(content, _)| (number, content)));

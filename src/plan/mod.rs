@@ -12,6 +12,7 @@ mod dense;
 mod digest;
 mod error;
 mod graph;
+mod importance;
 mod layout;
 mod origin;
 mod overrides;
@@ -34,6 +35,7 @@ use crate::{
 pub use adapters::Adapter;
 pub use build::build;
 pub use error::Error;
+pub use importance::Importance;
 pub use overrides::Override;
 pub use rename::Rename;
 pub use report::{Row, Totals};
@@ -61,6 +63,8 @@ pub struct Options {
     pub overrides: Vec<Override>,
     /// What is added to tensors, in this order.
     pub adapters: Vec<Adapter>,
+    /// What the errors of weights weigh, where their method weighs them.
+    pub importance: Option<Arc<Importance>>,
     /// Whether all-in-one checkpoints are shown as component directories.
     pub split: bool,
     /// New names of the view's tensors; all apply, one after the other.
@@ -81,6 +85,7 @@ impl Options {
             show: vec![],
             overrides: vec![],
             adapters: vec![],
+            importance: None,
             split: false,
             renames: vec![],
         }
@@ -120,6 +125,9 @@ impl Options {
         }
         if !self.adapters.is_empty() {
             json["loras"] = self.adapters.iter().map(|a| a.text.as_str()).collect();
+        }
+        if let Some(importance) = &self.importance {
+            json["importance"] = importance.text().into();
         }
         if self.split {
             json["split"] = true.into();

@@ -11,6 +11,7 @@
 pub mod dialect;
 pub mod format;
 pub mod manifest;
+pub mod method;
 pub mod operator;
 pub mod recognize;
 pub mod stated;
@@ -23,6 +24,7 @@ use crate::tensor::{Dtype, Float, Rows};
 
 pub use dialect::Dialect;
 pub use format::FORMATS;
+pub use method::Importance;
 pub use recognize::{Module, Recognized};
 
 /// A logical matrix, or a stack of matrices, that is encoded as one.
@@ -225,6 +227,20 @@ pub trait Scheme: Send + Sync + Debug {
     /// Encodes one band; `out` has one slice for each part that is no constant, of the length that
     /// [`Part::range`] gives.
     fn encode(&self, band: Rows<'_>, out: &mut [&mut [u8]]);
+
+    /// The same for a band that starts at `start`, along the axis of the [`banding`](Self::banding). Only schemes that
+    /// [weigh errors](Self::weighted) want to know.
+    fn encode_at(&self, start: usize, band: Rows<'_>, out: &mut [&mut [u8]]) {
+        let _ = start;
+        self.encode(band, out);
+    }
+
+    /// The scheme for weights whose errors weigh so, which an importance [fits](Importance::fits). `None` where its method
+    /// weighs no errors.
+    fn weighted(&self, importance: &Importance) -> Option<Arc<dyn Scheme>> {
+        let _ = importance;
+        None
+    }
 
     /// Bytes that encoding so many elements takes beside them and the parts; nearly none but for schemes that store
     /// and decode.

@@ -79,7 +79,7 @@ pub fn is_linear(stem: &str, weight: &TensorInfo) -> bool {
 ///
 /// // Any scheme of the table will do.
 /// let mlx = FORMATS.iter().find(|format| format.name() == "mlx").ok_or("no mlx")?;
-/// let eight = mlx.bind("8bit", &["g32", "cpu"])?.ok_or("no scheme")?;
+/// let eight = mlx.bind("8bit", &["g32", "rtn", "cpu"])?.ok_or("no scheme")?;
 /// let replaced = quantize_dynamic(&weights, &eight, |_, _| true);
 /// # assert_eq!(replaced.kept().len(), 0);
 /// # Ok::<(), Box<dyn std::error::Error>>(())

@@ -203,10 +203,10 @@ impl Encoder<'_> {
             self.strips(planned, scheme, (band, step), out, buffers, &mut tally)?;
         } else {
             for stretch in stretches(planned, band) {
-                let (rows, cols) = dimensions(planned, &stretch);
+                let (start, (rows, cols)) = (stretch.start, dimensions(planned, &stretch));
                 let mut out = cut(planned, &stretch, &mut rest);
                 self.gather(planned, stretch, rows * cols, buffers)?;
-                tally.encode(planned, scheme, [rows, cols], buffers, &mut out);
+                tally.encode(planned, (scheme, start), [rows, cols], buffers, &mut out);
             }
         }
         self.tell_odd(planned, tile, tally.odd);
@@ -237,7 +237,7 @@ impl Encoder<'_> {
             let mut rest = made.as_mut_slice();
             let mut split = |len: &usize| rest.split_off_mut(..*len).unwrap_or_default();
             let mut strip: Vec<&mut [u8]> = shares.iter().map(&mut split).collect();
-            tally.encode(planned, scheme, [rows.len(), band.len()], buffers, &mut strip);
+            tally.encode(planned, (scheme, band.start), [rows.len(), band.len()], buffers, &mut strip);
             let encoded = planned.parts.iter().filter(|part| part.is_encoded());
             for ((part, whole), strip) in encoded.zip(&mut out).zip(&strip) {
                 let line = part.shape.last().map_or(0, |n| n * part.dtype.bitsize() / 8);
@@ -294,11 +294,11 @@ struct Tally {
 }
 
 impl Tally {
-    /// Encodes what was gathered: so many rows and columns.
+    /// Encodes what was gathered, from a place on: so many rows and columns.
     fn encode(
         &mut self,
         planned: &Planned,
-        scheme: &dyn Scheme,
+        (scheme, start): (&dyn Scheme, usize),
         [rows, cols]: [usize; 2],
         buffers: &mut Buffers,
         out: &mut [&mut [u8]],
@@ -306,7 +306,7 @@ impl Tally {
         let started = Instant::now();
         self.odd += kernels().not_finite(planned.origin.stored, &buffers.stored);
         let data = prepare(&planned.origin, rows * cols, buffers);
-        scheme.encode(Rows { data, float: planned.origin.float, rows, cols }, out);
+        scheme.encode_at(start, Rows { data, float: planned.origin.float, rows, cols }, out);
         self.busy += started.elapsed();
     }
 }

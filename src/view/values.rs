@@ -1,7 +1,8 @@
 //! The elements of a weight beside what is shown in their place: for whoever measures what a scheme costs.
 //!
 //! A band is gathered once, encoded and decoded again, in stretches that stay in a core's own cache. What comes out is a
-//! function of the source's elements, the scheme and the band; nothing of it is kept, in no cache and no store.
+//! function of the source's elements, the scheme and the band; nothing of it is kept, in no cache and no store. Memory is the asking thread's, a few times a tile, and not of the engine's
+//! allowances: this is for jobs of their own, not beside readers.
 
 use std::{borrow::Cow, ops::Range, sync::Arc};
 

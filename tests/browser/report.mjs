@@ -38,6 +38,7 @@ function source(dir) {
 const program = installed();
 if (!program) {
   console.log("*** no Chromium is installed: THE REPORT'S PAGE IS NOT LOOKED AT (apt-get install chromium, or name one in CHROMIUM) ***");
+  console.log("1 skipped in 0.00s");
   process.exit(process.env.QUANTFS_REQUIRE_BROWSER ? 1 : 0);
 }
 const work = mkdtempSync(join(tmpdir(), "quantfs-report-"));
@@ -50,6 +51,7 @@ const pictures = process.env.PICTURES;
 if (pictures) mkdirSync(pictures, { recursive: true });
 
 const browser = new Browser(program);
+const started = Date.now();
 let checks = 0;
 const check = (what, found, wanted) => {
   assert.deepEqual(found, wanted, what);
@@ -59,6 +61,21 @@ const column = (table, name) => `(() => {
   const heads = [...document.querySelectorAll("#${table} thead th")];
   const at = heads.findIndex((head) => head.textContent === "${name}");
   return { at, sort: heads[at].getAttribute("aria-sort"), cells: [...document.querySelectorAll("#${table} tbody tr")].map((row) => row.children[at].textContent) };
+})()`;
+// Contrast of ink and ground, as WCAG 2 defines it, of every cell; the browser itself says what colours they are.
+const contrasts = `(() => {
+  const pen = Object.assign(document.createElement("canvas"), { width: 1, height: 1 }).getContext("2d", { willReadFrequently: true });
+  const light = (colour) => {
+    pen.fillStyle = colour;
+    pen.fillRect(0, 0, 1, 1);
+    const [r, g, b] = [...pen.getImageData(0, 0, 1, 1).data].map((x) => (x / 255 <= 0.04045 ? x / 255 / 12.92 : ((x / 255 + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b + 0.05;
+  };
+  return [...document.querySelectorAll("#heat td[style]")].map((cell) => {
+    const { color, backgroundColor } = getComputedStyle(cell);
+    const [a, b] = [light(color), light(backgroundColor)];
+    return Math.max(a, b) / Math.min(a, b);
+  });
 })()`;
 const click = (table, name) => browser.run(`[...document.querySelectorAll("#${table} th button")].find((button) => button.textContent === "${name}").click()`);
 
@@ -77,6 +94,7 @@ try {
         const boxes = [...document.querySelectorAll("#scatter .label")].map((label) => label.getBoundingClientRect());
         return boxes.every((a, i) => boxes.slice(i + 1).every((b) => a.right <= b.left || b.right <= a.left || a.bottom <= b.top + 4 || b.bottom <= a.top + 4));
       })()`), true);
+      check("cells of the heat map can be read", (await browser.run(contrasts)).filter((ratio) => ratio < 4.5), []);
       await browser.run(`document.getElementById("candidates-details").open = ${scheme === "dark"}`);
       if (pictures) writeFileSync(join(pictures, `${width}-${scheme}.png`), await browser.picture());
     }
@@ -127,7 +145,7 @@ try {
 
   check("no errors", browser.errors, []);
   check("nothing is loaded", browser.asked, [pathToFileURL(page).href]);
-  console.log(`${checks} passed`);
+  console.log(`${checks} passed in ${((Date.now() - started) / 1000).toFixed(2)}s`);
 } finally {
   await browser.close();
   rmSync(work, { recursive: true });

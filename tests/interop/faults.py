@@ -5,7 +5,7 @@ import json
 import torch
 from safetensors.torch import load_file, save_file
 
-KINDS = ("byte", "name", "config", "dense")
+KINDS = ("byte", "name", "shape", "config", "ignore", "dense")
 
 
 def spoil(directory, change):
@@ -28,6 +28,27 @@ def rename(contents):
     contents[f"{name}_"] = contents.pop(name)
 
 
+def turn(contents):
+    """The largest projection's codes as if their axes were swapped."""
+    name = max((n for n in contents if "_proj." in n), key=lambda n: contents[n].nbytes)
+    contents[name] = contents[name].reshape(*reversed(contents[name].shape))
+
+
+# Where configs list what is dense: the output layer, and what does not fit.
+LISTS = ("ignore", "modules_to_not_convert", "dynamic")
+
+
+def listed(directory):
+    """A layer that is quantized, listed as dense."""
+    path = directory / "config.json"
+    made = json.loads(path.read_text())
+    block = made["quantization_config"]
+    key = next((key for key in LISTS if block.get(key) is not None), "dynamic")
+    layer = "model.layers.0.self_attn.o_proj"
+    block[key] = block.get(key, {}) | {f"-:^{layer}$": {}} if key == "dynamic" else [*block[key], layer]
+    path.write_text(json.dumps(made))
+
+
 def config(directory):
     path = directory / "config.json"
     made = json.loads(path.read_text())
@@ -41,6 +62,10 @@ def plant(fault, packed, unpacked):
             spoil(packed, flip)
         case "name":
             spoil(packed, rename)
+        case "shape":
+            spoil(packed, turn)
+        case "ignore":
+            listed(packed)
         case "config":
             config(packed)
         case "dense":

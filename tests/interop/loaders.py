@@ -12,10 +12,11 @@ TOKENS = torch.arange(3, 19)[None]
 
 @dataclass
 class Loaded:
-    """A loaded model: decoded weights by source name, and its output for fixed inputs."""
+    """A loaded model: decoded weights by source name, and its output for fixed inputs; what its names begin with where it is a part."""
 
     weights: dict
     output: torch.Tensor | None = None
+    part: str = ""
     notes: list = field(default_factory=list)
 
 

@@ -32,6 +32,7 @@ import checkpoint  # noqa: E402
 import compare  # noqa: E402
 import faults  # noqa: E402
 import formats  # noqa: E402
+import layouts  # noqa: E402
 import loaders  # noqa: E402
 import mounts  # noqa: E402
 import sources  # noqa: E402
@@ -122,7 +123,9 @@ def read_by(format, label, case, expected, plain_output):
     if own is None:
         row.notes.append(f"cannot read the library's own: {error}")
         return row
-    misread = compare.values(given | format.decode(spec, reference), own.weights)
+    expected = {name: tensor for name, tensor in expected.items() if name.startswith(own.part)}
+    held = {name: tensor for name, tensor in (given | format.decode(spec, reference)).items() if name in expected}
+    misread = compare.values(held, own.weights)
     got, error = attempt(load, spec, model, packed)
     tally = compare.Tally() if got is None else compare.values(expected, got.weights)
     if got is None:
@@ -141,59 +144,101 @@ def read_by(format, label, case, expected, plain_output):
     return row
 
 
-def case(format, spec, model, place, serve):
-    """The rows of one spec on one model: its files, then each loader."""
+def laid_out(format, label, case):
+    """A server's row: what its model holds after loading, and the schemes that it chose."""
+    spec, model, _, reference, packed, _ = case
+    row = Row(spec, model, f"{label} (layout)", layouts.version(label))
+    own = layouts.ask(label, reference, format.SERVED)
+    if "error" in own:
+        row.notes.append(f"cannot read the library's own: {own['error']}")
+        return row
+    told = layouts.ask(label, packed, format.SERVED)
+    misread, wrong = layouts.faults(label, spec, own), layouts.faults(label, spec, told)
+    if misread and misread == wrong:
+        name, why = next(iter(wrong.items()))
+        row.notes.append(f"misreads the library's own as much: {len(wrong)} faults, {name}: {why}")
+        return row
+    row.tallies["layout"] = tally = compare.Tally()
+    if "error" in told:
+        tally.add(False, f"reads the library's own but not the view: {told['error']}")
+        return row
+    for name in layouts.checked(told):
+        tally.add(name not in wrong, f"{name}: {wrong.get(name)}")
+    return row
+
+
+def case(format, spec, model, place, serve, wanted):
+    """The rows of one spec on one model: its files, then each loader, or those wanted."""
     source = sources.make(model, place / "sources")
     reference = place / "reference" / spec / model
     format.write(spec, model, source, reference)
     given = store(format).tensors(source)
-    dense = rounded(given, format.decode(spec, reference))
+    decoded, error = attempt(format.decode, spec, reference)
+    dense = rounded(given, decoded or {})
     try:
         with serve(format, source, reference, spec, dense) as (packed, unpacked):
-            return rows(format, (spec, model, given, reference, packed, unpacked))
+            case = (spec, model, given, reference, packed, unpacked)
+            return rows(format, case, wanted) if decoded is not None else [undecoded(format, case, error)]
     except mounts.Refused as error:
         return [failed(spec, model, "mount", line(error))]
+
+
+def undecoded(format, case, error):
+    """The row of a case whose library cannot read what it writes: names, shapes and bytes alone."""
+    row = compared_files(format, case)
+    row.notes.append(f"decoded by nothing: its library cannot read what it writes, {error}")
+    return row
 
 
 def failed(spec, model, what, error):
     return Row(spec, model, "(files)", "", {what: compare.Tally(0, 1, error)})
 
 
-def rows(format, case):
+def rows(format, case, wanted):
     """All comparisons of the view `packed` with `reference` and with the dense view `unpacked`."""
-    spec, model, given, reference, packed, unpacked = case
+    spec, model, given, _, packed, unpacked = case
+    files = compared_files(format, case)
+    labels = layouts.CHOSEN if hasattr(format, "SERVED") and model != "sd3" else ()
+    servers = [laid_out(format, label, case) for label in labels if label in (wanted or (label,))]
+    decoded, error = attempt(format.decode, spec, packed)
+    if decoded is None:
+        files.tallies["decoded"] = compare.Tally(0, 1, f"the library's decoder cannot read the view: {error}")
+        return [files, *servers]
+    output = None
+    if getattr(format, "DENSE", True):
+        files.tallies["dense"], output = measured(format, model, rounded(given, decoded), unpacked)
+    read = [read_by(format, label, case, given | decoded, output) for label in format.LOADERS if label in (wanted or (label,))]
+    return [files, *read, *servers]
+
+
+def compared_files(format, case):
+    """The row of the view's files beside the library's: their tensors and configs."""
+    spec, model, _, reference, packed, _ = case
     read = store(format)
     files = Row(spec, model, "(files)", format.LIBRARY[1])
     files.tallies["tensors"] = compare.contents(read.tensors(reference), read.tensors(packed), getattr(format, "same", None))
     files.tallies["config"] = compare.configs(read.configs(reference), read.configs(packed))
-    decoded, error = attempt(format.decode, spec, packed)
-    if decoded is None:
-        files.tallies["decoded"] = compare.Tally(0, 1, f"the library's decoder cannot read the view: {error}")
-        return [files]
-    output = None
-    if getattr(format, "DENSE", True):
-        files.tallies["dense"], output = measured(format, model, rounded(given, decoded), unpacked)
-    return [files, *(read_by(format, label, case, given | decoded, output) for label in format.LOADERS)]
+    return files
 
 
 def measured(format, model, expected, unpacked):
     """The dense view against the decoded values, and what the model makes of it."""
     if isinstance(unpacked, mounts.Refused):
         return compare.Tally(0, 1, f"not served: {line(unpacked)}"), None
-    tally = compare.contents(expected, store(format).tensors(unpacked))
+    tally = compare.contents(expected, store(format).tensors(unpacked), getattr(format, "same_values", None))
     loaded, error = attempt(plain(format, model), unpacked)
     tally.add(loaded is not None, f"the dense view does not load: {error}")
     return tally, loaded.output if loaded else None
 
 
-COLUMNS = ("spec", "model", "loader", "tensors", "config", "dense", "decoded", "logits")
+COLUMNS = ("spec", "model", "loader", "tensors", "config", "dense", "decoded", "layout", "logits")
 
 
 def cells(row):
-    return [row.spec, row.model, row.loader] + [str(row.tallies.get(column, "-")) for column in COLUMNS[3:7]] + [row.logits]
+    return [row.spec, row.model, row.loader] + [str(row.tallies.get(column, "-")) for column in COLUMNS[3:8]] + [row.logits]
 
 
-WIDTHS = (20, 11, 28, 8, 7, 8, 8, 0)
+WIDTHS = (20, 11, 28, 8, 7, 8, 8, 8, 0)
 
 
 def show(cells):
@@ -210,13 +255,19 @@ def tell(row):
     sys.stdout.flush()
 
 
+def asked(name, arguments, served):
+    """Whether a module of formats/ is to run: all that are served, or those of the formats and specs that are named."""
+    format = formats.registered(name)
+    words = {word.partition("-")[0] for word in arguments.format}
+    return arguments.module == name if arguments.module else format in (words or served)
+
+
 def chosen(arguments, served):
-    """The (format, spec) pairs to run: of every format that is served, or of those named, by format or by spec."""
+    """The (format, spec) pairs to run."""
     for name in formats.NAMES:
-        module = formats.named(name) if not arguments or any(a.split("-")[0] == name for a in arguments) else None
+        module = formats.named(name) if asked(name, arguments, served) else None
         for spec in module.SPECS if module else ():
-            asked = name in arguments or spec in arguments
-            if asked or not arguments and name in served:
+            if not arguments.format or formats.registered(name) in arguments.format or spec in arguments.format:
                 yield module, spec
 
 
@@ -226,9 +277,9 @@ def apart(names, arguments):
     for name in names:
         with tempfile.TemporaryDirectory(prefix="quantfs-interop-") as made:
             kept = Path(made, "rows.json")
-            own = [word for word in arguments.format if word.split("-")[0] == name] or [name]
-            command = [sys.executable, "-B", __file__, *own, "--json", kept]
+            command = [sys.executable, "-B", __file__, *arguments.format, "--module", name, "--json", kept]
             command += [word for model in arguments.model or () for word in ("--model", model)]
+            command += [word for loader in arguments.loader or () for word in ("--loader", loader)]
             command += ["--stand-in"] * arguments.stand_in + (["--fault", arguments.fault] if arguments.fault else [])
             with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
                 *_, last = [print(line, end="", flush=True) or line for line in child.stdout] or [""]
@@ -246,13 +297,16 @@ def versions():
     """The libraries of requirements.txt as they are installed."""
     lines = Path(__file__).with_name("requirements.txt").read_text().splitlines()
     names = [re.split("[=>]", line)[0] for line in lines if line and not line.startswith("#")]
-    return {name: metadata.version(name) for name in names if name != "setuptools"}
+    servers = {label: layouts.version(label) for label in layouts.CHOSEN if layouts.version(label)}
+    return {name: metadata.version(name) for name in names if name != "setuptools"} | servers
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("format", nargs="*", help="a format (ct fp8 gptq awq bnb onnx) or a spec (ct-4bit); all that the binary has by default")
     parser.add_argument("--model", action="append", help="only this model")
+    parser.add_argument("--loader", action="append", help="only this loader: transformers, vLLM")
+    parser.add_argument("--module", help=argparse.SUPPRESS)
     parser.add_argument("--stand-in", action="store_true", help="read what the libraries wrote in place of mounts: tries the checks, not quantfs")
     parser.add_argument("--fault", choices=faults.KINDS, help="with --stand-in: spoil this first; the run must fail")
     parser.add_argument("--json", type=Path, help="also write the rows here")
@@ -260,9 +314,9 @@ def main():
     # Ended from outside, it unmounts and clears away all the same.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     served = set(formats.NAMES) if arguments.stand_in else mounts.formats()
-    asked = [name for name in formats.NAMES if any(word.split("-")[0] == name for word in arguments.format) or not arguments.format and name in served]
-    if len(asked) > 1:
-        return apart(asked, arguments)
+    names = [name for name in formats.NAMES if asked(name, arguments, served)]
+    if len(names) > 1:
+        return apart(names, arguments)
     with tempfile.TemporaryDirectory(prefix="quantfs-interop-work-") as place:
         return compared(arguments, Path(place))
 
@@ -273,14 +327,14 @@ def compared(arguments, place):
     served = set(formats.NAMES) if arguments.stand_in else mounts.formats()
     made = []
     show(COLUMNS)
-    for format, spec in chosen(arguments.format, served):
+    for format, spec in chosen(arguments, served):
         for model in format.MODELS:
             if not arguments.model or model in arguments.model:
-                lines, error = attempt(case, format, spec, model, place, serve)
+                lines, error = attempt(case, format, spec, model, place, serve, arguments.loader)
                 made += (lines := lines or [failed(spec, model, "run", error)])
                 for row in lines:
                     tell(row)
-    absent = [] if arguments.format else [name for name in formats.NAMES if name not in served]
+    absent = [] if arguments.format or arguments.module else [name for name in formats.NAMES if formats.registered(name) not in served]
     for name in absent:
         print(f"{name}: not in this binary, not tried")
     tallies = [tally for row in made for tally in row.tallies.values()]

@@ -1,7 +1,11 @@
-"""README's table of loaders, from the rows that `scripts/interop --json FILE` kept: `python tests/interop/table.py FILE`."""
+"""README's table of loaders, from the rows that `scripts/interop --json FILE` kept: `python tests/interop/table.py FILE...`.
+
+Of several files' rows of one spec, model and loader the last one's counts.
+"""
 
 import json
 import sys
+from pathlib import Path
 
 HEAD = ("spec", "tensors equal to the library's", "loaded, weights decoded as the format says", "not by")
 
@@ -20,9 +24,10 @@ def line(spec, rows):
             by_loader.setdefault(row["loader"], []).append(row)
     read, unread = [], []
     for loader, tried in by_loader.items():
-        good = [row for row in tried if "/" in row["decoded"] and not row["failed"]]
+        good = [row for row in tried if "/" in row["decoded"] + row.get("layout", "-") and not row["failed"]]
         if good:
-            logits = " (logits equal)" if all(row["logits"] == "equal" for row in good) else ""
+            outputs = {row["logits"] for row in good} - {"-"}
+            logits = " (logits equal)" if outputs == {"equal"} else ""
             read.append(f"{loader}: {models(good)}{logits}")
         bad = [row for row in tried if row not in good]
         if bad:
@@ -31,13 +36,22 @@ def line(spec, rows):
     return f"| {spec} | {right} of {total}, {models(files)}{failed} | {'; '.join(read)} | {'; '.join(unread)} |"
 
 
+def merged(paths):
+    """Versions and rows of all files, specs in the order of their first appearance."""
+    versions, rows = {}, {}
+    for path in paths:
+        kept = json.loads(Path(path).read_text())
+        versions |= kept["versions"]
+        rows |= {(row["spec"], row["model"], row["loader"]): row for row in kept["rows"]}
+    return versions, list(rows.values())
+
+
 def main():
-    kept = json.load(open(sys.argv[1]))
-    specs = dict.fromkeys(row["spec"] for row in kept["rows"])
-    print("Versions: " + ", ".join(f"{name} {version}" for name, version in kept["versions"].items()) + ".\n")
+    versions, rows = merged(sys.argv[1:])
+    print("Versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()) + ".\n")
     print(f"| {' | '.join(HEAD)} |\n|{' --- |' * len(HEAD)}")
-    for spec in specs:
-        print(line(spec, [row for row in kept["rows"] if row["spec"] == spec]))
+    for spec in dict.fromkeys(row["spec"] for row in rows):
+        print(line(spec, [row for row in rows if row["spec"] == spec]))
 
 
 if __name__ == "__main__":

@@ -258,6 +258,16 @@ fn schemes_that_rules_mix_are_groups_of_named_modules() {
     assert_eq!(bits("model.layers.0.self_attn.v_proj"), None);
 }
 
+/// As the presets have them, but dynamic. vLLM and SGLang read experts of one scale with activations of one scale alone.
+#[test]
+fn activations_share_scales_as_weights_do() {
+    for (spec, strategy) in [("int8", "token"), ("fp8", "token"), ("fp8-tensor", "tensor"), ("fp8-b128", "group")] {
+        let said = block(exported(&format!("ct-{spec}"), &[]).path());
+        let inputs = &said["config_groups"]["group_0"]["input_activations"];
+        assert_eq!((&inputs["strategy"], &inputs["dynamic"]), (&json!(strategy), &json!(true)), "{spec}");
+    }
+}
+
 /// What is written is recognized, by the manifest and by `config.json` alone, and decodes to something near.
 #[test]
 fn directories_are_read_again() {

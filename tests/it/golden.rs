@@ -49,7 +49,7 @@ fn scheme(word: &str, flavour: &str, rule: &str) -> std::sync::Arc<dyn Scheme> {
         return if word == "nvfp4" { mlx(word, &[flavour]) } else { mlx(word, &[flavour, rule]) };
     };
     let (bits, group) = affine.split_once('_').unwrap();
-    mlx(&format!("{bits}bit"), &[group, flavour])
+    mlx(&format!("{bits}bit"), &[group, "rtn", flavour])
 }
 
 /// Walks every `.weight` of a file of `<rows>.<float>.<scheme>.<part>`; all tensors must be met.

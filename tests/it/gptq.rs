@@ -72,9 +72,9 @@ fn bytes_are_the_packers() {
             Some(words) => {
                 // The packer lets zero points of 0 into their neighbours where it stores them less one.
                 let version = if words[2] == "asym" { "v2" } else { "v1" };
-                bind("gptq", &format!("{}bit", words[0]), &[words[1], words[2], version])
+                bind("gptq", &format!("{}bit", words[0]), &[words[1], words[2], "rtn", version])
             }
-            None => bind("awq", "4bit", &["g64"]),
+            None => bind("awq", "4bit", &["g64", "rtn"]),
         };
         let ours = encode(&*scheme, &input);
         let asymmetric = word.ends_with("asym");
@@ -101,7 +101,8 @@ fn bytes_are_the_specifications() {
     let mut seen = 0;
     for stem in expected.keys().filter_map(|name| name.strip_suffix(".qweight")) {
         let [dtype, format, word] = stem.split('.').collect::<Vec<_>>()[..] else { panic!("{stem}") };
-        let words: Vec<&str> = word.split('-').collect();
+        let mut words: Vec<&str> = word.split('-').collect();
+        words.insert(if format == "gptq" { 3 } else { 2 }, "rtn");
         for (suffix, ours) in encode(&*bind(format, words[0], &words[1..]), &inputs[dtype]) {
             assert_same(&format!("{stem}{suffix}"), &ours, &expected[&format!("{stem}{suffix}")]);
             seen += 1;
@@ -116,11 +117,11 @@ fn zero_points_stored_less_one_start_at_one() {
     let values = [0.25f32, 0.5, 0.75, 1.0].repeat(8 * 32);
     let data: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
     let input = (Dtype::F32, vec![32, 32], data);
-    let parts = encode(&*bind("gptq", "4bit", &["g32", "asym", "v1"]), &input);
+    let parts = encode(&*bind("gptq", "4bit", &["g32", "asym", "rtn", "v1"]), &input);
     assert!(parts[".qzeros"].2.iter().all(|byte| *byte == 0), "zero point 1 is stored as 0");
     let scale = f16_to_f32(u16::from_le_bytes(parts[".scales"].2[..2].try_into().unwrap()));
     assert!((scale - 1.0 / 14.0).abs() < 1e-4, "{scale}");
-    let parts = encode(&*bind("gptq", "4bit", &["g32", "asym", "v2"]), &input);
+    let parts = encode(&*bind("gptq", "4bit", &["g32", "asym", "rtn", "v2"]), &input);
     assert!(parts[".qzeros"].2.iter().all(|byte| *byte == 0), "zero point 0 is stored as it is");
     let scale = f16_to_f32(u16::from_le_bytes(parts[".scales"].2[..2].try_into().unwrap()));
     assert!((scale - 1.0 / 15.0).abs() < 1e-4, "{scale}");
@@ -129,8 +130,11 @@ fn zero_points_stored_less_one_start_at_one() {
 #[test]
 fn a_group_with_a_nan_is_nan_and_its_neighbours_are_not() {
     for format in ["gptq", "awq"] {
-        let scheme =
-            if format == "gptq" { bind(format, "4bit", &["g32", "sym", "v1"]) } else { bind(format, "4bit", &["g32"]) };
+        let scheme = if format == "gptq" {
+            bind(format, "4bit", &["g32", "sym", "rtn", "v1"])
+        } else {
+            bind(format, "4bit", &["g32", "rtn"])
+        };
         for (odd, column) in [(f32::NAN, 3), (f32::INFINITY, 40), (f32::NEG_INFINITY, 63)] {
             let mut values: Vec<f32> = (0..32 * 64u16).map(|i| (f32::from(i) * 0.7).sin()).collect();
             values[5 * 64 + column] = odd;
@@ -149,7 +153,7 @@ fn a_group_with_a_nan_is_nan_and_its_neighbours_are_not() {
 
 #[test]
 fn shapes_that_loaders_refuse_are_refused() {
-    for (format, options) in [("gptq", vec!["g32", "sym", "v1"]), ("awq", vec!["g32"])] {
+    for (format, options) in [("gptq", vec!["g32", "sym", "rtn", "v1"]), ("awq", vec!["g32", "rtn"])] {
         let scheme = bind(format, "4bit", &options);
         let refused = |shape: &[usize]| {
             let weight = Weight { stem: "w".into(), float: Float::Bf16, shape: shape.to_vec() };

@@ -2,8 +2,8 @@
 
 use quantfs::{
     kernel::{
-        Affine, Blocks, Cast, Coding, Columns, Flavour, Isa, Kernels, Micro, MicroCode, Rule, ScaleRule, Scaled,
-        available, kernels,
+        Affine, Blocks, Cast, Choice, Coding, Columns, Flavour, Isa, Kernels, Method, Micro, MicroCode, Rule,
+        ScaleRule, Scaled, available, kernels,
     },
     num::book::{FP4, NF4},
     tensor::Float,
@@ -119,6 +119,76 @@ fn affine_is_the_same_from_every_table() {
                 });
             }
         }
+    }
+}
+
+/// Every method, weighted and not; rows of eleven groups, so that bands begin within one.
+#[test]
+fn methods_choose_the_same_from_every_table() {
+    let mut random = Random(11);
+    for (i, groups) in GROUPS.into_iter().enumerate() {
+        for (n, (group, float, flavour)) in combinations([32, 64, 128]).enumerate() {
+            let bits = [2, 3, 4, 5, 6, 8][(i + n) % 6];
+            for method in [Method::Rtn, Method::Ls, Method::Hqq] {
+                let start = random.index(8);
+                let src = elements(&mut random, float, groups * group, start);
+                let stored = if i % 2 == 0 { float } else { Float::F32 };
+                let job = Affine { bits, group, float, stored, flavour };
+                let weights: Vec<f32> = (0..11 * group).map(|_| random.below(1000) as f32 / 500.0).collect();
+                let importance = if random.below(2) == 0 { &[] } else { &weights[..] };
+                let choice = Choice { method, importance, first: random.index(11) * group };
+                let (codes, params) = (groups * group / 8 * bits as usize, groups * stored.size());
+                let what = format!("{method:?} {job:?}, {groups} groups from {}", choice.first);
+                differential(&what, codes + 2 * params, start, |k, out| {
+                    let (codes, rest) = out.split_at_mut(codes);
+                    let (scales, biases) = rest.split_at_mut(params);
+                    k.choose_affine(&job, &choice, &src[start..], [codes, scales, biases]);
+                });
+            }
+        }
+    }
+}
+
+#[test]
+fn searched_zero_points_are_the_same_from_every_table() {
+    let mut random = Random(12);
+    for i in 0..60 {
+        let (group, float) = ([32, 64, 128][i % 3], Float::ALL[i / 3 % 3]);
+        let weights: Vec<f32> = (0..4 * group).map(|_| random.below(1000) as f32 / 500.0).collect();
+        let importance = if i % 2 == 0 { &[] } else { &weights[..] };
+        let choice = Choice { method: Method::Ls, importance, first: random.index(3) * group };
+        let (rows, cols) = (32 * (1 + random.index(3)), group * (1 + random.index(2)));
+        let bits = [2, 3, 4, 8][i % 4];
+        let rule =
+            if i % 5 == 0 { Rule::Awq } else { Rule::Gptq { bits, symmetric: i % 2 == 0, less_one: i % 3 == 0 } };
+        let job = Columns { float, cols, group, rule };
+        let src = elements(&mut random, float, rows * cols, 0);
+        let (codes, groups) = (rows * cols / 8 * job.bits() as usize, cols / group);
+        let zeros = groups * rows / 8 * job.bits() as usize;
+        differential(&format!("{job:?} {choice:?}"), codes + zeros + groups * rows * 2, 1, |k, out| {
+            let (codes, rest) = out.split_at_mut(codes);
+            let (zeros, scales) = rest.split_at_mut(zeros);
+            k.choose_columns(&job, &choice, &src, [codes, zeros, scales]);
+        });
+        let job = Blocks {
+            bits: [2, 4, 8][i % 3],
+            block: [16, 32, 64, 128][i % 4],
+            symmetric: i % 2 == 0,
+            rounded: i % 3 == 0,
+        };
+        let len = 1 + random.index(500);
+        let weights: Vec<f32> = (0..len).map(|_| random.below(1000) as f32 / 500.0).collect();
+        let choice = Choice { importance: if i % 4 < 2 { &[] } else { &weights }, first: 0, ..choice };
+        let wide = elements(&mut random, Float::F32, len, 0);
+        let row: Vec<f32> = wide.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+        let blocks = len.div_ceil(job.block);
+        differential(&format!("{job:?} {choice:?}"), blocks * (job.bytes() + 5), 0, |k, out| {
+            let (codes, rest) = out.split_at_mut(blocks * job.bytes());
+            let (zeros, stored) = rest.split_at_mut(blocks);
+            let mut scales = vec![0.0; blocks];
+            k.choose_blocks((&job, float), &choice, &row, codes, (&mut scales, zeros));
+            store(&scales, stored);
+        });
     }
 }
 

@@ -26,9 +26,11 @@ mod golden;
 mod gptq;
 mod gptq_views;
 mod hostile;
+mod importance;
 mod kernels;
 mod layers;
 mod living;
+mod methods;
 mod models;
 #[cfg(feature = "fuse")]
 mod mount;

@@ -74,7 +74,7 @@ fn figures_are_those_of_inspect() {
             told(&[&["inspect", ".", "--errors", "--json", "--sample", sample], spec].concat(), dir.path())
         };
         let own = inspect(&view);
-        for key in ["spec", "source", "totals", "warnings", "hidden", "files"] {
+        for key in ["spec", "source", "sample", "totals", "warnings", "hidden", "files"] {
             assert_eq!(facts[key], own[key], "{key}");
         }
         let tensors = facts["tensors"].as_array().unwrap();
@@ -88,7 +88,8 @@ fn figures_are_those_of_inspect() {
             |name: &str| tensors.iter().any(|t| t["name"] == *name && t["errors"]["rms"].as_f64() > Some(0.0));
         assert!(measured("model.layers.0.mlp.up_proj.weight") && measured(&format!("{HOSTILE}.weight")));
         for (candidate, spec) in facts["candidates"].as_array().unwrap()[1..].iter().zip(["ct-8bit", "gptq-4bit-g32"]) {
-            let own = inspect(&["--spec", spec, "--rule", "*.layers.0.*=8bit"]);
+            // What the rule chooses is the candidate's, too.
+            let own = inspect(&["--spec", spec]);
             assert_eq!(candidate["spec"], own["spec"]);
             assert_eq!(candidate["errors"], own["totals"]["errors"], "{spec}");
             assert_eq!(candidate["totals"]["bytes_after"], own["totals"]["bytes_after"], "{spec}");
@@ -134,18 +135,45 @@ fn what_cannot_be_written_or_compared_is_refused() {
     refused(&[], 2, "--output");
     assert!(!dir.path().join("r.html").exists());
     // One that the source cannot be shown as is listed with the reason, and the others are compared.
-    let candidates = ["--rule", "lm_head=8bit", "--candidate", "bnb-nf4", "--candidate", "ct-2bit-g32"];
+    let candidates = ["--rule", "lm_head=8bit", "--candidate", "awq", "--candidate", "ct-2bit-g32"];
     let args = [&["report", ".", "-o", "r.html", "--spec", "ct-4bit-g32"], &candidates[..]].concat();
     assert!(quantfs(&args, dir.path()).status.success());
     let facts = facts(&fs::read_to_string(dir.path().join("r.html")).unwrap());
-    let [_, bnb, two] = &facts["candidates"].as_array().unwrap()[..] else { panic!("three candidates") };
-    assert!(bnb["refused"].as_str().is_some_and(|why| why.contains("lm_head=8bit")), "{bnb}");
+    let [_, awq, two] = &facts["candidates"].as_array().unwrap()[..] else { panic!("three candidates") };
+    assert!(awq["refused"].as_str().is_some_and(|why| why.contains("lm_head")), "{awq}");
     assert!(two["errors"]["relative"].as_f64() > Some(0.0), "{two}");
     // What is quantized has nothing to be compared with.
     let quantized = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/mlx_lm/llama_q4_g64");
     let out = quantfs(&["inspect", quantized.to_str().unwrap(), "--errors"], dir.path());
     let error = String::from_utf8_lossy(&out.stderr).into_owned();
     assert!(out.status.code() == Some(1) && error.contains("verify") && error.contains("SOURCE"), "{error}");
+}
+
+/// A view of several schemes beside uniform specs of the same tensors: its recipe, its rules and what they keep.
+#[test]
+fn candidates_quantize_what_the_view_does() {
+    let dir = tempfile::tempdir().unwrap();
+    model(dir.path());
+    let page = dir.path().with_extension("html");
+    let candidates = |view: &[&str]| -> Vec<Value> {
+        let args = ["report", ".", "-o", page.to_str().unwrap(), "--json", "--candidate", "mlx-4bit-g32"];
+        told(&[&args[..], &["--candidate", "mlx-8bit-g32"], view].concat(), dir.path());
+        facts(&fs::read_to_string(&page).unwrap())["candidates"].as_array().unwrap().clone()
+    };
+    let inspect = |spec: &str| {
+        told(&["inspect", ".", "--errors", "--json", "--spec", spec, "--rule", "*embed*=source"], dir.path())
+    };
+    let plain = candidates(&["--spec", "mlx-4bit-g32"]);
+    assert_eq!((plain.len(), &plain[0]["mixed"]), (2, &Value::from(false)), "the view is the candidate");
+    let mixed = candidates(&["--spec", "mlx-4bit-g32", "--rule", "*.layers.0.*=8bit", "--rule", "*embed*=source"]);
+    assert_eq!((mixed.len(), &mixed[0]["mixed"]), (3, &Value::from(true)));
+    for (candidate, spec) in mixed[1..].iter().zip(["mlx-4bit-g32", "mlx-8bit-g32"]) {
+        let own = inspect(spec);
+        assert_eq!((&candidate["spec"], &candidate["errors"]), (&own["spec"], &own["totals"]["errors"]));
+    }
+    let kept = mixed[1]["totals"]["bytes_after"].as_u64() > plain[0]["totals"]["bytes_after"].as_u64();
+    assert!(kept && mixed[0]["totals"]["bytes_after"].as_u64() > mixed[1]["totals"]["bytes_after"].as_u64());
+    fs::remove_file(page).unwrap();
 }
 
 /// Every scheme with every group; flavours as asked.

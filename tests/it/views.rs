@@ -311,3 +311,29 @@ fn no_open_file_mixes_generations() {
     });
     assert!(checked > 0);
 }
+
+/// A view may be a recipe file, which is read once: what it says by then holds, wherever the file is later.
+#[test]
+fn a_view_may_be_a_recipe() {
+    if !can_mount() {
+        return;
+    }
+    let model = Model::with_a_layer();
+    let recipe = model.dir.path().join("mine.toml");
+    fs::write(&recipe, "spec = \"8bit\"\n[[rules]]\npattern = \"*q_proj*\"\nspec = \"4bit-g32\"\n").unwrap();
+    let view = format!("mine=@{}", recipe.display());
+    model.mounted(&["--view", &view, "--view", "plain=8bit"]);
+    fs::write(&recipe, "spec = \"2bit\"\n").unwrap();
+    let asked = ["--spec", "8bit", "--rule", "*q_proj*=4bit-g32"];
+    let dir = model.dir.path().join("out");
+    let out = quantfs(&["export"]).arg(model.source()).arg(&dir).args(asked).output().unwrap();
+    assert!(out.status.success(), "{}", text(&out));
+    assert!(files(&model.mnt().join("mine")) == files(&dir));
+    assert!(files(&model.mnt().join("plain")) == model.exported("8bit"));
+    // From another directory than the daemon's.
+    let mut command = quantfs(&["remount"]);
+    let done =
+        command.arg(model.mnt()).args(["--view", "mine=@mine.toml"]).current_dir(model.dir.path()).output().unwrap();
+    assert!(done.status.success(), "{}", text(&done));
+    assert!(files(&model.mnt().join("mine")) == model.exported("2bit"));
+}

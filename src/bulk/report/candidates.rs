@@ -1,4 +1,7 @@
 //! The specs that might be chosen: what each makes of the source, as a whole, layer by layer and kind by kind.
+//!
+//! A candidate quantizes what the view's rules and recipe do, all of it as one spec says: what these keep is kept, and where
+//! they choose a scheme it is the candidate's.
 
 use std::{collections::BTreeMap, num::NonZero, sync::Arc};
 
@@ -9,7 +12,7 @@ use crate::{
         Error,
         errors::{self, Sums, total},
     },
-    plan::{self, Options, Plan, Row, Rule, Spec},
+    plan::{self, ComponentOptions, Options, Plan, Row, Rule, Spec},
     view::View,
 };
 
@@ -65,17 +68,43 @@ pub(super) fn add(
         }),
     };
     json["candidates"] = measured.iter().map(tell).collect();
+    json["candidates"][0]["mixed"] = is_mixed(options).into();
     json["layers"] = layers.keys().map(|place| name(place)).collect();
     json["kinds"] = kinds.keys().map(|kind| kind.as_str()).collect();
     Ok(())
 }
 
-/// The view with another spec: rules are read anew, since they inherit from it.
+/// Whether the view is more than its spec: exceptions that choose another scheme.
+pub(super) fn is_mixed(options: &Options) -> bool {
+    options.predicate.is_some() || !options.components.is_empty() || options.rules.iter().any(|rule| !keeps(&rule.spec))
+}
+
+/// Whether a spec leaves tensors as they are.
+fn keeps(spec: &Spec) -> bool {
+    matches!(spec.bind(), Ok(None))
+}
+
+/// The view with one spec for all that it quantizes.
 fn instead(view: &Arc<View>, options: &Options, spec: &Spec) -> Result<Arc<View>, plan::Error> {
-    let rules = options.rules.iter().map(|rule| Rule::parse(&rule.text, spec)).collect::<Result<_, _>>()?;
-    let options = Options { spec: spec.clone(), rules, ..options.clone() };
+    let components = options.components.iter().map(|component| {
+        let own = if keeps(&component.spec) { &component.spec } else { spec };
+        let (dir, rules) = (component.dir.clone(), alike(&component.rules, spec)?);
+        Ok(ComponentOptions { dir, spec: own.clone(), rules })
+    });
+    let components = components.collect::<Result<_, plan::Error>>()?;
+    let rules = alike(&options.rules, spec)?;
+    let options = Options { spec: spec.clone(), rules, components, predicate: None, ..options.clone() };
     let plan = plan::build(view.source().as_ref(), &options)?;
     Ok(View::new(Arc::new(plan), Arc::clone(view.source()), Arc::clone(view.engine())))
+}
+
+/// The rules with this spec wherever they choose one; what they keep is kept.
+fn alike(rules: &[Rule], spec: &Spec) -> Result<Vec<Rule>, plan::Error> {
+    let alike = |rule: &Rule| match rule.text.rsplit_once('=') {
+        Some((pattern, _)) if !keeps(&rule.spec) => Rule::parse(&format!("{pattern}={spec}"), spec),
+        _ => Rule::parse(&rule.text, spec),
+    };
+    rules.iter().map(alike).collect()
 }
 
 fn looked_at(view: &View, sample: Option<NonZero<u64>>, step: &Step<'_>) -> Result<Vec<Option<Sums>>, Error> {

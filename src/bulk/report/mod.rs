@@ -23,14 +23,14 @@ use crate::{
 /// What a report is asked to look at.
 #[derive(Clone, Debug, Default)]
 pub struct Asked {
-    /// Specs to compare. The view's own is always among them.
+    /// Specs to compare, for all that the view quantizes. The view itself is always among them.
     pub candidates: Vec<Spec>,
     /// Elements of each tensor to look at; all where this is `None`.
     pub sample: Option<NonZero<u64>>,
 }
 
-/// Elements up to which all are looked at where nobody says how many: some minutes for dozens of candidates.
-const WHOLE: u64 = 1 << 30;
+/// Elements up to which all are looked at where nobody says how many: a minute or two of work for dozens of candidates.
+const WHOLE: u64 = 1 << 28;
 /// Elements of each tensor otherwise: the root mean square of a million differences is off by a part in a thousand.
 const SAMPLE: NonZero<u64> = NonZero::<u64>::MIN.saturating_add((1 << 20) - 1);
 
@@ -47,19 +47,19 @@ pub fn default_sample(plan: &Plan) -> Option<NonZero<u64>> {
 /// # Errors
 /// A source that cannot be read. A candidate that the source cannot be shown as is listed with the reason.
 pub fn measure(view: &Arc<View>, options: &Options, asked: &Asked, progress: &dyn Progress) -> Result<Value, Error> {
-    let others: Vec<&Spec> = asked.candidates.iter().filter(|spec| **spec != options.spec).collect();
+    let mixed = candidates::is_mixed(options);
+    let others: Vec<&Spec> = asked.candidates.iter().filter(|spec| mixed || **spec != options.spec).collect();
     // Candidates take about as long as the view itself, and so do the histograms.
     let each = errors::work(view.plan(), asked.sample);
     progress.begin(each * (others.len() as u64 + 2));
     let found = errors::measured(view, asked.sample, progress)?;
-    let mut json = errors::to_json(view.plan(), &found);
+    let mut json = errors::to_json(view.plan(), &found, asked.sample);
     for (row, of) in json["tensors"].as_array_mut().into_iter().flatten().zip(&view.plan().rows) {
         row["bits_per_weight"] = json!(of.bits_per_weight());
     }
     json["histograms"] = histograms::of(view, &found, asked.sample, progress)?;
     candidates::add(&mut json, (view, &found), options, &others, asked.sample, &Step { progress, each })?;
     json["options"] = options.to_json();
-    json["sample"] = json!(asked.sample);
     json["version"] = json!(env!("CARGO_PKG_VERSION"));
     Ok(json)
 }

@@ -5,6 +5,8 @@
   const at = (id) => document.getElementById(id);
   const known = facts.candidates.filter((one) => !one.refused);
   const chosen = known[0];
+  // A view of several schemes is no spec.
+  const called = (one) => (one.mixed ? `this view (${one.spec} with exceptions)` : one.spec);
 
   function make(namespace, tag, attributes, children) {
     const node = namespace ? document.createElementNS(namespace, tag) : document.createElement(tag);
@@ -36,7 +38,7 @@
   }
   const percent = (x, digits = 3) => small(x === null || x === undefined ? x : x * 100, digits);
   const decibel = (x) => (x === null || x === undefined ? dash : x.toFixed(1));
-  const title = (one) => `${one.spec}: ${bytes(one.totals.bytes_after)}, ${one.totals.bits_per_weight.toFixed(2)} bits per weight, relative error ${percent(one.errors.relative)} %`;
+  const title = (one) => `${called(one)}: ${bytes(one.totals.bytes_after)}, ${one.totals.bits_per_weight.toFixed(2)} bits per weight, relative error ${percent(one.errors.relative)} %`;
 
   function header() {
     at("source").textContent = facts.source;
@@ -101,7 +103,8 @@
     return draw;
   }
 
-  const code = (text) => h("span", { class: "name" }, text);
+  // A name may break after its dots.
+  const code = (text) => h("span", { class: "name" }, ...text.split(/(?<=[./])/).flatMap((part) => [part, h("wbr")]));
   const number = (name, value, show) => ({ name, number: true, value: (row) => value(row) ?? null, show: (row, x) => show(x) });
 
   // Scales and ticks.
@@ -169,7 +172,7 @@
     const apart = (a, b) => a.x + a.width < b.x || b.x + b.width < a.x || a.y + a.height < b.y || b.y + b.height < a.y;
     for (const one of named) {
       const [px, py] = place(one);
-      const text = s("text", { class: one.front || one === chosen ? "label" : "label beaten" }, one.spec);
+      const text = s("text", { class: one.front || one === chosen ? "label" : "label beaten" }, one.mixed ? "this view" : one.spec);
       svg.append(text);
       const wide = text.getComputedTextLength() || one.spec.length * 7;
       const spots = [[px + 11, py - 5], [px + 11, py + 14], [px - 11 - wide, py + 14], [px - 11 - wide, py - 5], [px - wide / 2, py - 13], [px - wide / 2, py + 22]];
@@ -193,7 +196,7 @@
     const refused = facts.candidates.filter((one) => one.refused);
     const of = (name, value, show) => number(name, (one) => (one.refused ? null : value(one)), show);
     table(at("candidates"), `${plural(known.length, "spec")}${refused.length > 0 ? `, and ${refused.length} that this source cannot be shown as` : ""}`, [
-      { name: "Spec", value: (one) => one.spec, show: (one) => code(one.spec) },
+      { name: "Spec", value: called, show: (one, name) => code(name) },
       of("Bytes", (one) => one.totals.bytes_after, (x) => (x === null ? dash : count(x))),
       of("Bits per weight", (one) => one.totals.bits_per_weight, (x) => (x === null ? dash : x.toFixed(3))),
       of("Relative %", (one) => one.errors.relative, percent),
@@ -211,13 +214,12 @@
     const all = columns.flatMap((one) => one[by]).filter((value) => value > 0);
     const [low, high] = [Math.log(Math.min(...[1, ...all])), Math.log(Math.max(...[1e-9, ...all]))];
     const share = (value) => (high > low ? (Math.log(value) - low) / (high - low) : 1);
-    const head = (one) => h("th", { scope: "col", class: one === chosen ? "spec chosen" : "spec", title: title(one) }, one.spec);
+    const head = (one) => h("th", { scope: "col", class: one === chosen ? "spec chosen" : "spec", title: title(one) }, one.mixed ? "this view" : one.spec);
     const cell = (value) => {
       if (value === null) return h("td", { title: "not quantized, or no signal" }, dash);
       const node = h("td", null, percent(value, 2));
       const t = value > 0 ? Math.max(0, Math.min(1, share(value))) : 0;
-      node.style.background = `color-mix(in oklab, var(--high) ${Math.round(t * 100)}%, var(--low))`;
-      node.style.color = t > 0.5 ? "var(--on-high)" : "var(--on-low)";
+      node.style.setProperty("--t", t.toFixed(3));
       return node;
     };
     const row = (name, i) => h("tr", null, h("th", { scope: "row", class: "name", title: name }, name), ...columns.map((one) => cell(one[by][i])));

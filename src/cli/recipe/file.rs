@@ -58,6 +58,8 @@ struct Document {
     overrides: Vec<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     loras: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    importance: Option<Spanned<String>>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     renames: Vec<Spanned<String>>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -158,6 +160,7 @@ impl Recipe {
             _ => a == b,
         };
         let rules = typed.rules.iter().cloned().chain(of.rules.iter().map(Exception::text));
+        let beside = |text: &Spanned<String>| Spanned::new(text.span(), self.path_of(text.get_ref()));
         let filled = ViewArgs {
             recipe: None,
             target_bpw: typed.target_bpw,
@@ -180,6 +183,12 @@ impl Recipe {
             show: both(&of.show, &typed.show),
             overrides: both(&self.paths(&of.overrides), &typed.overrides),
             loras: both(&self.paths(&of.loras), &typed.loras),
+            importance: self.one(
+                "importance",
+                typed.importance.as_ref(),
+                of.importance.as_ref().map(beside).as_ref(),
+                String::eq,
+            )?,
             renames: of.renames.iter().map(|r| r.get_ref()).chain(&typed.renames).cloned().collect(),
             components: of.components.iter().map(|(dir, part)| (dir.get_ref().clone(), part.args())).collect(),
         };
@@ -207,13 +216,14 @@ impl Recipe {
 
     /// Paths where they lie beside the recipe; others, and repo ids, as they are.
     fn paths(&self, texts: &[String]) -> Vec<String> {
+        texts.iter().map(|text| self.path_of(text)).collect()
+    }
+
+    fn path_of(&self, text: &str) -> String {
         let dir = self.path.parent().unwrap_or(Path::new(""));
-        let beside = |text: &String| {
-            let path = scaled(text).map_or(text.as_str(), |(path, _)| path);
-            let there = dir.join(path).exists().then(|| dir.join(text).to_string_lossy().into_owned());
-            there.unwrap_or_else(|| text.clone())
-        };
-        texts.iter().map(beside).collect()
+        let path = scaled(text).map_or(text, |(path, _)| path);
+        let there = dir.join(path).exists().then(|| dir.join(text).to_string_lossy().into_owned());
+        there.unwrap_or_else(|| text.to_owned())
     }
 
     /// Finds the lines of what has no meaning, which the arguments alone could not name.
@@ -287,6 +297,7 @@ pub fn render(options: &Options) -> Result<String, Failure> {
         show: args.show,
         overrides: args.overrides,
         loras: args.loras,
+        importance: args.importance.map(unplaced),
         renames: args.renames.into_iter().map(unplaced).collect(),
         rules: rules(&args.rules),
         components: args.components.iter().map(component).collect(),

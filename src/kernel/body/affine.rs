@@ -10,19 +10,23 @@
 //! positive where maximum and minimum are the same infinity.
 
 use crate::{
-    kernel::{Affine, Flavour},
+    kernel::{Affine, Choice, Flavour, Method},
     tensor::Float,
 };
 
 use super::{
     BLOCK, ROUNDER, larger, narrow,
     pack::{pack, unpack},
+    round_to,
+    search::{Groups, half_quadratic, least_squares},
     sixteen::{LANES, Sixteen},
     smaller, widen,
 };
 
 /// Groups of a block at most.
 const GROUPS: usize = BLOCK / 32;
+/// Elements of a group at most.
+const LONGEST: usize = 128;
 /// Smallest scale of a group, from the reference.
 const EPSILON: f32 = 1e-7;
 
@@ -56,6 +60,130 @@ pub(in crate::kernel) fn quantize(job: &Affine, src: &[u8], codes: &mut [u8], sc
         narrow(job.stored, &fits.scale, scales);
         narrow(job.stored, &fits.bias, biases);
     }
+}
+
+/// The same with the parameters that a method chooses; codes come from these as they are stored. A proposal is taken for
+/// groups of finite elements, and of least squares where the values that a reader decodes have less error for it.
+#[inline(always)]
+pub(in crate::kernel) fn choose<S: Sixteen>(
+    lanes: S,
+    job: &Affine,
+    choice: &Choice<'_>,
+    src: &[u8],
+    [codes, scales, biases]: [&mut [u8]; 3],
+) {
+    let mut values = [0f32; BLOCK];
+    let mut coded = [[0u8; BLOCK]; 2];
+    let none = || Fits { scale: [0.0; GROUPS], bias: [0.0; GROUPS] };
+    let (mut fits, mut groups) = ([none(), none()], Groups::NONE);
+    let blocks = src.chunks(BLOCK * job.float.size());
+    let code_blocks = codes.chunks_mut(BLOCK / 8 * job.bits as usize);
+    let per_block = BLOCK / job.group * job.stored.size();
+    let fit_blocks = scales.chunks_mut(per_block).zip(biases.chunks_mut(per_block));
+    for (number, ((block, codes), (scales, biases))) in blocks.zip(code_blocks).zip(fit_blocks).enumerate() {
+        let values = &mut values[..block.len() / job.float.size()];
+        let [plain, better] = &mut coded;
+        let (plain, better) = (&mut plain[..values.len()], &mut better[..values.len()]);
+        widen(job.float, block, values);
+        extrema_of_groups(job, values, &mut fits[0]);
+        fit(job, &mut fits[0]);
+        let choice = Choice { first: choice.first + number * BLOCK, ..*choice };
+        propose(lanes, job, &choice, values, &mut groups, &mut fits[1]);
+        for (fits, coded) in fits.iter().zip([&mut *plain, &mut *better]) {
+            match job.flavour {
+                Flavour::Cpu => code(job, values, fits, coded, half_to_even),
+                Flavour::Metal => code(job, values, fits, coded, half_up),
+            }
+        }
+        round_to(job.stored, &mut fits[0].scale);
+        round_to(job.stored, &mut fits[0].bias);
+        take(lanes, job, &choice, values, &mut fits, [plain, better]);
+        pack(job.bits, plain, codes);
+        narrow(job.stored, &fits[0].scale, scales);
+        narrow(job.stored, &fits[0].bias, biases);
+    }
+}
+
+/// What a method proposes for the groups of a block.
+#[inline(always)]
+fn propose<S: Sixteen>(
+    lanes: S,
+    job: &Affine,
+    choice: &Choice<'_>,
+    values: &[f32],
+    groups: &mut Groups,
+    fits: &mut Fits<GROUPS>,
+) {
+    let top = highest_code(job.bits);
+    let found = fits.scale.as_chunks_mut::<LANES>().0.iter_mut().zip(fits.bias.as_chunks_mut::<LANES>().0);
+    for (number, (sixteen, (scale, bias))) in values.chunks(LANES * job.group).zip(found).enumerate() {
+        let spans = sixteen.chunks_exact(job.group).map(|group| extrema(group, f32::INFINITY, f32::NEG_INFINITY));
+        groups.take(job.group, sixteen.chunks_exact(job.group), spans, |lane| {
+            choice.of_group(number * LANES + lane, job.group)
+        });
+        let line = match choice.method {
+            Method::Hqq => half_quadratic(lanes, top, job.stored, groups),
+            Method::Rtn | Method::Ls => least_squares(lanes, top, job.stored, groups),
+        };
+        (*scale, *bias) = (line.scale, line.bias);
+    }
+}
+
+/// Takes the second fits and codes of a block's groups, where they are better, for the first ones.
+#[inline(always)]
+fn take<S: Sixteen>(
+    lanes: S,
+    job: &Affine,
+    choice: &Choice<'_>,
+    values: &[f32],
+    [fits, proposed]: &mut [Fits<GROUPS>; 2],
+    [plain, better]: [&mut [u8]; 2],
+) {
+    let coded = plain.chunks_exact_mut(job.group).zip(better.chunks_exact(job.group));
+    for (number, (values, (plain, better))) in values.chunks_exact(job.group).zip(coded).enumerate() {
+        let of = |fits: &Fits<GROUPS>| Fits { scale: [fits.scale[number]], bias: [fits.bias[number]] };
+        let line = of(proposed);
+        let taken = match choice.method {
+            Method::Hqq => line.scale[0].is_finite() && line.bias[0].is_finite(),
+            Method::Rtn | Method::Ls => {
+                let weights = choice.of_group(number, job.group);
+                // No closure calls it twice: that would be a function of its own, without the instance's features.
+                let after = error(lanes, job, values, weights, (&line, better));
+                after < error(lanes, job, values, weights, (&of(fits), plain))
+            }
+        };
+        if taken {
+            plain.copy_from_slice(better);
+            (fits.scale[number], fits.bias[number]) = (line.scale[0], line.bias[0]);
+        }
+    }
+}
+
+/// The squared error of a group's decoded values, in parts of its span, that neither huge nor tiny elements leave the
+/// range of floats.
+#[inline(always)]
+fn error<S: Sixteen>(
+    lanes: S,
+    job: &Affine,
+    values: &[f32],
+    weights: Option<&[f32]>,
+    (fits, coded): (&Fits<1>, &[u8]),
+) -> f32 {
+    let mut decoded = [0f32; LONGEST];
+    let decoded = &mut decoded[..values.len()];
+    decode_as(lanes, job, coded, fits, decoded);
+    let (least, most) = extrema(values, f32::INFINITY, f32::NEG_INFINITY);
+    let inverse = 1.0 / larger(most - least, f32::MIN_POSITIVE);
+    let mut sums = [0f32; LANES];
+    let pairs = values.as_chunks::<LANES>().0.iter().zip(decoded.as_chunks::<LANES>().0);
+    for (run, (values, decoded)) in pairs.enumerate() {
+        let weights = weights.and_then(|all| all.as_chunks::<LANES>().0.get(run)).unwrap_or(&[1.0; LANES]);
+        for i in 0..LANES {
+            let off = (values[i] - decoded[i]) * inverse;
+            sums[i] += weights[i] * (off * off);
+        }
+    }
+    sums.iter().sum()
 }
 
 /// Leaves each group's maximum in `scale` and its minimum in `bias`.
@@ -206,21 +334,27 @@ pub(in crate::kernel) fn dequantize<S: Sixteen>(
         unpack(job.bits, codes, coded);
         widen(job.stored, scales, &mut fits.scale);
         widen(job.stored, biases, &mut fits.bias);
-        match job.stored {
-            Float::Bf16 => decode(lanes, job, coded, &fits, values, to_bf16),
-            Float::F16 => decode(lanes, job, coded, &fits, values, to_f16),
-            Float::F32 => decode(lanes, job, coded, &fits, values, |x| x),
-        }
+        decode_as(lanes, job, coded, &fits, values);
+    }
+}
+
+/// The values of codes, computed in the stored dtype.
+#[inline(always)]
+fn decode_as<S: Sixteen, const N: usize>(lanes: S, job: &Affine, coded: &[u8], fits: &Fits<N>, values: &mut [f32]) {
+    match job.stored {
+        Float::Bf16 => decode(lanes, job, coded, fits, values, to_bf16),
+        Float::F16 => decode(lanes, job, coded, fits, values, to_f16),
+        Float::F32 => decode(lanes, job, coded, fits, values, |x| x),
     }
 }
 
 /// The values of a block's codes. Those of a narrow code are computed once for a group.
 #[inline(always)]
-fn decode<S: Sixteen>(
+fn decode<S: Sixteen, const N: usize>(
     lanes: S,
     job: &Affine,
     coded: &[u8],
-    fits: &Fits<GROUPS>,
+    fits: &Fits<N>,
     values: &mut [f32],
     round: impl Fn(f32) -> f32,
 ) {

@@ -81,7 +81,7 @@ pub(in crate::kernel) fn swiglu(gate: &mut [f32], up: &[f32]) {
 }
 
 #[inline(always)]
-fn exp(x: f32) -> f32 {
+pub(super) fn exp(x: f32) -> f32 {
     const LEAST: f32 = -87.336_54;
     const MOST: f32 = 88.376_26;
     // ln 2 in two parts, the first with zeros at its end, so that its product with n is exact.

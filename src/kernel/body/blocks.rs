@@ -5,15 +5,18 @@
 //! blocks of zeros are gone through in order.
 
 use crate::{
-    kernel::Blocks,
+    kernel::{Blocks, Choice},
     num::{codes, f16_from_f32, f16_to_f32},
+    tensor::Float,
 };
 
 use super::{
     affine::{extrema, half_up},
+    grid::{Grid, Points, improve},
     larger,
     pack::pack,
-    sixteen::LANES,
+    search::Groups,
+    sixteen::{LANES, Sixteen},
     smaller,
 };
 
@@ -81,9 +84,49 @@ fn symmetric_code(w: f32, scale: f32) -> u8 {
 /// Packed codes, scales and zero points of the blocks of a row.
 #[inline(always)]
 pub(in crate::kernel) fn quantize(job: &Blocks, row: &[f32], codes: &mut [u8], scales: &mut [f32], zeros: &mut [u8]) {
+    quantize_with(job, row, codes, (scales, zeros), |_, _, _, _| {});
+}
+
+/// The same with better parameters, where a search finds some; scales are rounded to `stored`.
+#[inline(always)]
+pub(in crate::kernel) fn choose<S: Sixteen>(
+    lanes: S,
+    (job, stored): (&Blocks, Float),
+    choice: &Choice<'_>,
+    row: &[f32],
+    codes: &mut [u8],
+    found: (&mut [f32], &mut [u8]),
+) {
+    let top = highest(job.bits);
+    let middle = (top + 1.0) * 0.5;
+    let zeros = if job.symmetric { (middle, middle) } else { (0.0, top) };
+    let grid = Grid { top, zeros, signed: true, stored, decoded: Float::F32 };
+    let mut groups = Groups::NONE;
+    quantize_with(job, row, codes, found, |first, blocks, scale, zero| {
+        let spans = blocks.chunks(job.block).map(extremes);
+        groups.take(job.block, blocks.chunks(job.block), spans, |lane| choice.of_group(first + lane, job.block));
+        let mut points = zero.map(f32::from);
+        improve(lanes, &grid, &mut groups, Points { scale, zero: &mut points }, |w, scale, zero| {
+            let reciprocal = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+            f32::from(nearest(w * reciprocal + zero, top))
+        });
+        *zero = points.map(|zero| nearest(zero, top));
+    });
+}
+
+/// The blocks of a row, sixteen after sixteen, whose scales and zero points are changed before they are used, given
+/// the number of the first and their values.
+#[inline(always)]
+fn quantize_with(
+    job: &Blocks,
+    row: &[f32],
+    codes: &mut [u8],
+    (scales, zeros): (&mut [f32], &mut [u8]),
+    mut change: impl FnMut(usize, &[f32], &mut [f32; LANES], &mut [u8; LANES]),
+) {
     let mut coded = [0u8; PART];
     let outs = codes.chunks_mut(LANES * job.bytes()).zip(scales.chunks_mut(LANES)).zip(zeros.chunks_mut(LANES));
-    for (blocks, ((codes, scales), zeros)) in row.chunks(LANES * job.block).zip(outs) {
+    for (number, (blocks, ((codes, scales), zeros))) in row.chunks(LANES * job.block).zip(outs).enumerate() {
         let (mut least, mut most) = ([0f32; LANES], [0f32; LANES]);
         for ((block, least), most) in blocks.chunks(job.block).zip(&mut least).zip(&mut most) {
             (*least, *most) = extremes(block);
@@ -92,6 +135,7 @@ pub(in crate::kernel) fn quantize(job: &Blocks, row: &[f32], codes: &mut [u8], s
         for i in 0..LANES {
             (found.0[i], found.1[i]) = parameters(job, least[i], most[i]);
         }
+        change(number * LANES, blocks, &mut found.0, &mut found.1);
         scales.copy_from_slice(&found.0[..scales.len()]);
         zeros.copy_from_slice(&found.1[..zeros.len()]);
         let parameters = scales.iter().zip(zeros);

@@ -8,11 +8,20 @@
 //! the reference's arithmetic has it; so has an infinite element whose scale is infinite.
 
 use crate::{
-    kernel::{Columns, Rule},
+    kernel::{Choice, Columns, Rule},
     tensor::Float,
 };
 
-use super::{affine::extrema, larger, narrow, pack::pack, round_to, sixteen::LANES, smaller, widen};
+use super::{
+    affine::extrema,
+    grid::{Grid, Points, improve},
+    larger, narrow,
+    pack::pack,
+    round_to,
+    search::Groups,
+    sixteen::{LANES, Sixteen},
+    smaller, widen,
+};
 
 /// 1.5 * 2^23: added to a value of at most 2^22 in magnitude it leaves the value rounded half to even, in
 /// two's complement in the low bits.
@@ -46,6 +55,47 @@ struct Scratch {
 /// Codes, zero points and scales of a band; see [`Columns`] for their layout.
 #[inline(always)]
 pub(in crate::kernel) fn quantize(job: &Columns, src: &[u8], codes: &mut [u8], zeros: &mut [u8], scales: &mut [u8]) {
+    quantize_with(job, src, [codes, zeros, scales], |_, _, _| {});
+}
+
+/// The same with better parameters, where a search finds some.
+#[inline(always)]
+pub(in crate::kernel) fn choose<S: Sixteen>(
+    lanes: S,
+    job: &Columns,
+    choice: &Choice<'_>,
+    src: &[u8],
+    out: [&mut [u8]; 3],
+) {
+    let top = highest(job.bits());
+    let zeros = match job.rule {
+        Rule::Gptq { symmetric: true, .. } => ((top + 1.0) * 0.5, (top + 1.0) * 0.5),
+        Rule::Gptq { less_one, .. } => (f32::from(u8::from(less_one)), top),
+        Rule::Awq => (0.0, top),
+    };
+    let grid = Grid { top, zeros, signed: false, stored: Float::F16, decoded: Float::F32 };
+    let mut groups = Groups::NONE;
+    quantize_with(job, src, out, |number, values, fits| {
+        let rows = || values.iter().map(|values| &values[..job.group]);
+        let spans = rows().map(|group| extrema(group, f32::INFINITY, f32::NEG_INFINITY));
+        groups.take(job.group, rows(), spans, |_| choice.of_group(number, job.group));
+        let points = Points { scale: &mut fits.scale, zero: &mut fits.zero };
+        improve(lanes, &grid, &mut groups, points, |w, scale, zero| {
+            let exact = w / scale;
+            let exact = if job.rule == Rule::Awq { eleven_bits(exact) } else { exact };
+            (smaller(larger(exact, -zero), top - zero) + ROUNDER) - ROUNDER + zero
+        });
+    });
+}
+
+/// A band whose fits are changed before they are used, given the number of the group and its values.
+#[inline(always)]
+fn quantize_with(
+    job: &Columns,
+    src: &[u8],
+    [codes, zeros, scales]: [&mut [u8]; 3],
+    mut change: impl FnMut(usize, &[[f32; LONGEST]; LANES], &mut Fits),
+) {
     let mut scratch = Scratch {
         values: [[0.0; LONGEST]; LANES],
         coded: [[0; LONGEST]; LANES],
@@ -62,7 +112,7 @@ pub(in crate::kernel) fn quantize(job: &Columns, src: &[u8], codes: &mut [u8], z
         for group in 0..groups {
             for (number, sixteen) in some.chunks_exact(LANES * row_bytes).enumerate() {
                 let rows = sixteen.chunks_exact(row_bytes).map(|row| &row[group * group_bytes..][..group_bytes]);
-                code_rows(job, rows, number, &mut scratch);
+                code_rows(job, rows, number, &mut scratch, |values, fits| change(group, values, fits));
             }
             let codes = &mut codes[group * code_bytes..][..code_bytes];
             turn(&scratch.words, count / per_word, line, &mut codes[first / per_word * 4..]);
@@ -75,7 +125,13 @@ pub(in crate::kernel) fn quantize(job: &Columns, src: &[u8], codes: &mut [u8], z
 
 /// The words of one group of the sixteen rows of this number.
 #[inline(always)]
-fn code_rows<'a>(job: &Columns, rows: impl Iterator<Item = &'a [u8]>, number: usize, scratch: &mut Scratch) {
+fn code_rows<'a>(
+    job: &Columns,
+    rows: impl Iterator<Item = &'a [u8]>,
+    number: usize,
+    scratch: &mut Scratch,
+    change: impl FnOnce(&[[f32; LONGEST]; LANES], &mut Fits),
+) {
     let Scratch { values, coded, words, zeros, scales } = scratch;
     for (row, values) in rows.zip(values.iter_mut()) {
         let values = &mut values[..job.group];
@@ -84,7 +140,8 @@ fn code_rows<'a>(job: &Columns, rows: impl Iterator<Item = &'a [u8]>, number: us
             round_to(Float::F16, values);
         }
     }
-    let fits = fit(job, values);
+    let mut fits = fit(job, values);
+    change(values, &mut fits);
     let own = number * LANES..(number + 1) * LANES;
     scales[own.clone()].copy_from_slice(&fits.scale);
     zeros[own].iter_mut().zip(fits.zero).for_each(|(stored, zero)| *stored = low_byte(zero + ROUNDER));

@@ -21,10 +21,12 @@ pub(super) mod eight;
 pub(super) mod exponent;
 pub(super) mod finite;
 pub(super) mod fixed;
+pub(super) mod grid;
 pub(super) mod microscaling;
 pub(super) mod multiply;
 pub(super) mod pack;
 pub(super) mod scaled;
+pub(super) mod search;
 pub(super) mod sixteen;
 
 use crate::{

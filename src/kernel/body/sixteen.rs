@@ -3,6 +3,8 @@
 //!
 //! Always: the same bits from every implementation.
 
+use super::{ROUNDER, larger, smaller};
+
 /// How many: the lanes of one 512-bit register.
 pub(in crate::kernel) const LANES: usize = 16;
 
@@ -18,6 +20,15 @@ pub(in crate::kernel) trait Sixteen: Copy {
 
     /// `sum + a * b`, the product rounded first.
     fn add_product(self, sum: Self::Values, a: Self::Values, b: Self::Values) -> Self::Values;
+
+    fn add(self, a: Self::Values, b: Self::Values) -> Self::Values;
+
+    fn subtract(self, a: Self::Values, b: Self::Values) -> Self::Values;
+
+    fn product(self, a: Self::Values, b: Self::Values) -> Self::Values;
+
+    /// Whole numbers, half to even, of what is held to `0..=top`, which is below 2^22; 0 for NaN.
+    fn nearest(self, values: Self::Values, top: f32) -> Self::Values;
 
     /// The entries of a table by the low four bits of codes.
     fn pick(self, table: &[f32; LANES], codes: &[u8; LANES]) -> Self::Values;
@@ -65,6 +76,26 @@ impl Sixteen for Plain {
             sum[i] += a[i] * b[i];
         }
         sum
+    }
+
+    #[inline(always)]
+    fn add(self, a: [f32; LANES], b: [f32; LANES]) -> [f32; LANES] {
+        std::array::from_fn(|i| a[i] + b[i])
+    }
+
+    #[inline(always)]
+    fn subtract(self, a: [f32; LANES], b: [f32; LANES]) -> [f32; LANES] {
+        std::array::from_fn(|i| a[i] - b[i])
+    }
+
+    #[inline(always)]
+    fn product(self, a: [f32; LANES], b: [f32; LANES]) -> [f32; LANES] {
+        std::array::from_fn(|i| a[i] * b[i])
+    }
+
+    #[inline(always)]
+    fn nearest(self, values: [f32; LANES], top: f32) -> [f32; LANES] {
+        values.map(|value| (smaller(larger(value, 0.0), top) + ROUNDER) - ROUNDER)
     }
 
     #[inline(always)]

@@ -26,8 +26,8 @@ macro_rules! instances {
     ($isa:expr, $features:literal, $sixteen:ident, $rows:literal x $inputs:literal) => {
         use crate::{
             kernel::{
-                Affine, Blocks, Cast, Columns, Dense, Inputs, Kernels, Micro, Panel, Product, Rows, Scaled, Stored,
-                Tiling, body,
+                Affine, Blocks, Cast, Choice, Columns, Dense, Inputs, Kernels, Micro, Panel, Product, Rows, Scaled,
+                Stored, Tiling, body,
             },
             num::book::Book,
             tensor::Float,
@@ -36,6 +36,27 @@ macro_rules! instances {
         #[target_feature(enable = $features)]
         fn quantize_affine(job: &Affine, src: &[u8], codes: &mut [u8], scales: &mut [u8], biases: &mut [u8]) {
             body::affine::quantize(job, src, codes, scales, biases);
+        }
+
+        #[target_feature(enable = $features)]
+        fn choose_affine(job: &Affine, choice: &Choice<'_>, src: &[u8], out: [&mut [u8]; 3]) {
+            body::affine::choose($sixteen::new(), job, choice, src, out);
+        }
+
+        #[target_feature(enable = $features)]
+        fn choose_columns(job: &Columns, choice: &Choice<'_>, src: &[u8], out: [&mut [u8]; 3]) {
+            body::columns::choose($sixteen::new(), job, choice, src, out);
+        }
+
+        #[target_feature(enable = $features)]
+        fn choose_blocks(
+            job: (&Blocks, Float),
+            choice: &Choice<'_>,
+            row: &[f32],
+            codes: &mut [u8],
+            found: (&mut [f32], &mut [u8]),
+        ) {
+            body::blocks::choose($sixteen::new(), job, choice, row, codes, found);
         }
 
         #[target_feature(enable = $features)]
@@ -175,6 +196,18 @@ macro_rules! instances {
             quantize_affine: |job, src, codes, scales, biases| {
                 // SAFETY: the table is reached only through `x86::available`, which detected the features.
                 unsafe { quantize_affine(job, src, codes, scales, biases) }
+            },
+            choose_affine: |job, choice, src, out| {
+                // SAFETY: as above.
+                unsafe { choose_affine(job, choice, src, out) }
+            },
+            choose_columns: |job, choice, src, out| {
+                // SAFETY: as above.
+                unsafe { choose_columns(job, choice, src, out) }
+            },
+            choose_blocks: |job, choice, row, codes, found| {
+                // SAFETY: as above.
+                unsafe { choose_blocks(job, choice, row, codes, found) }
             },
             dequantize_affine: |job, codes, scales, biases, out| {
                 // SAFETY: as above.

@@ -47,6 +47,30 @@ macro_rules! registers {
             }
 
             #[inline(always)]
+            fn add(self, a: $values, b: $values) -> $values {
+                // SAFETY: as above.
+                unsafe { $room::add(a, b) }
+            }
+
+            #[inline(always)]
+            fn subtract(self, a: $values, b: $values) -> $values {
+                // SAFETY: as above.
+                unsafe { $room::subtract(a, b) }
+            }
+
+            #[inline(always)]
+            fn product(self, a: $values, b: $values) -> $values {
+                // SAFETY: as above.
+                unsafe { $room::product(a, b) }
+            }
+
+            #[inline(always)]
+            fn nearest(self, values: $values, top: f32) -> $values {
+                // SAFETY: as above.
+                unsafe { $room::nearest(values, top) }
+            }
+
+            #[inline(always)]
             fn pick(self, table: &[f32; LANES], codes: &[u8; LANES]) -> $values {
                 // SAFETY: as above.
                 unsafe { $room::pick(table, codes) }

@@ -6,9 +6,9 @@
 use std::sync::Arc;
 
 use crate::{
-    kernel::{self, Flavour, kernels},
+    kernel::{self, Choice, Flavour, Method, kernels},
     quant::{
-        Axis, Banding, Content, Facts, Part, Scheme, Unsupported, Weight,
+        Axis, Banding, Content, Facts, Importance, Part, Scheme, Unsupported, Weight, method,
         operator::{self, Bytes, Operator},
     },
     tensor::{Dtype, Float, Rows},
@@ -16,20 +16,29 @@ use crate::{
 
 use super::{ENCODING, check_groups, with_cols};
 
-/// Affine codes of one width, group and rounding.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Affine codes of one width, group, method and rounding.
+#[derive(Clone, Debug, PartialEq)]
 pub(super) struct Affine {
     /// 2, 3, 4, 5, 6 or 8.
     pub(super) bits: u32,
     /// 32, 64 or 128.
     pub(super) group: usize,
+    /// How scales, biases and codes are chosen.
+    pub(super) method: Method,
     /// Whose rounding.
     pub(super) flavour: Flavour,
     /// The dtype of scales and biases; `None` is the weight's own.
     pub(super) stored: Option<Float>,
+    /// What errors weigh.
+    pub(super) importance: Option<Importance>,
 }
 
 impl Affine {
+    /// Codes whose errors weigh the same everywhere.
+    pub(super) fn new(bits: u32, group: usize, method: Method, flavour: Flavour, stored: Option<Float>) -> Self {
+        Self { bits, group, method, flavour, stored, importance: None }
+    }
+
     fn job(&self, float: Float) -> kernel::Affine {
         let stored = self.stored.unwrap_or(float);
         kernel::Affine { bits: self.bits, group: self.group, float, stored, flavour: self.flavour }
@@ -40,7 +49,9 @@ impl Scheme for Affine {
     fn id(&self) -> String {
         let stored = self.stored.map_or("own", Float::name);
         let Self { bits, group, flavour, .. } = self;
-        format!("affine-{bits}bit-g{group}-{stored}-{flavour:?}-rtn-{ENCODING}")
+        let weighed = self.importance.as_ref().map_or_else(String::new, |of| format!("-{}", of.id()));
+        let method = method::word(self.method);
+        format!("affine-{bits}bit-g{group}-{stored}-{flavour:?}-{method}{weighed}-{ENCODING}")
     }
 
     fn facts(&self) -> Facts {
@@ -70,8 +81,28 @@ impl Scheme for Affine {
     }
 
     fn encode(&self, band: Rows<'_>, out: &mut [&mut [u8]]) {
+        self.encode_at(0, band, out);
+    }
+
+    fn encode_at(&self, start: usize, band: Rows<'_>, out: &mut [&mut [u8]]) {
         let [codes, scales, biases] = out else { panic!("affine has three parts, not {}", out.len()) };
-        kernels().quantize_affine(&self.job(band.float), band.data, codes, scales, biases);
+        let job = self.job(band.float);
+        let Some(importance) = &self.importance else {
+            let choice = Choice { method: self.method, importance: &[], first: 0 };
+            return kernels().choose_affine(&job, &choice, band.data, [codes, scales, biases]);
+        };
+        for (run, choice) in importance.runs(self.method, start..start + band.elements()) {
+            let of = |bytes: usize, per: usize| run.start / per * bytes..run.end / per * bytes;
+            let parameters = of(job.stored.size(), self.group);
+            let part =
+                [&mut codes[of(self.bits as usize, 8)], &mut scales[parameters.clone()], &mut biases[parameters]];
+            kernels().choose_affine(&job, &choice, &band.data[of(band.float.size(), 1)], part);
+        }
+    }
+
+    fn weighted(&self, importance: &Importance) -> Option<Arc<dyn Scheme>> {
+        let weighted = || Arc::new(Self { importance: Some(importance.clone()), ..self.clone() }) as Arc<dyn Scheme>;
+        (self.method != Method::Rtn).then(weighted)
     }
 
     fn decode(&self, parts: &[&[u8]], float: Float, _: usize, out: &mut [f32]) {

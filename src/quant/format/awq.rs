@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use crate::{
     kernel::Rule,
-    quant::{Dialect, Format, Module, Recognized, Scheme, Unsupported, dialect},
+    quant::{Dialect, Format, Module, Recognized, Scheme, Unsupported, dialect, method::METHODS_OF_GRIDS},
     tensor::Dtype,
 };
 
@@ -35,13 +35,14 @@ impl Format for Awq {
     }
 
     fn options(&self, scheme: &str) -> Vec<&'static [&'static str]> {
-        if scheme == "4bit" { vec![GROUPS] } else { vec![] }
+        if scheme == "4bit" { vec![GROUPS, METHODS_OF_GRIDS] } else { vec![] }
     }
 
     fn bind(&self, scheme: &str, options: &[&str]) -> Result<Option<Arc<dyn Scheme>>, Unsupported> {
         let refused = || no_such(self.name(), scheme, options);
-        let ("4bit", [group]) = (scheme, options) else { return Err(refused()) };
-        Ok(Some(Arc::new(Columns::new(Rule::Awq, group_size(group).ok_or_else(refused)?)?)))
+        let ("4bit", [group, method]) = (scheme, options) else { return Err(refused()) };
+        let scheme = Columns::new(Rule::Awq, group_size(group).ok_or_else(refused)?)?;
+        Ok(Some(Arc::new(scheme.by(method).ok_or_else(refused)?)))
     }
 
     /// A module of I32 codes with an eighth of the columns of its scales.
@@ -68,7 +69,7 @@ impl Format for Awq {
     }
 
     fn notes(&self) -> &'static str {
-        "round to nearest, no channel is scaled; transformers reads no experts; dense tensors keep their dtype \
+        "no data, no channel is scaled; transformers reads no experts; dense tensors keep their dtype \
          (`--dtype float16` for loaders that compute in nothing else)"
     }
 }

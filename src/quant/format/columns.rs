@@ -16,9 +16,10 @@ use serde_json::{Value, json};
 
 use crate::{
     cache::lock,
-    kernel::{self, Rule, kernels},
+    kernel::{self, Choice, Method, Rule, kernels},
     quant::{
-        Axis, Banding, Content, Facts, Module, Part, Recognized, Scheme, Unsupported, Weight,
+        Axis, Banding, Content, Facts, Importance, Module, Part, Recognized, Scheme, Unsupported, Weight,
+        method::{METHODS_OF_GRIDS, method, word},
         operator::{Arithmetic, Bytes, Operator, exact},
     },
     tensor::{Dtype, Float, Rows},
@@ -63,6 +64,8 @@ const ORDER: [usize; 8] = [0, 2, 4, 6, 1, 3, 5, 7];
 pub struct Columns {
     rule: Rule,
     group: usize,
+    method: Method,
+    importance: Option<Importance>,
     /// Group indexes by number of columns: every weight so wide has the same.
     indexes: Mutex<HashMap<usize, Arc<[u8]>>>,
 }
@@ -81,7 +84,13 @@ impl Columns {
         if !matches!(group, 32 | 64 | 128) {
             return Err(Unsupported(format!("it has groups of {group} columns; groups of 32, 64 and 128 are known")));
         }
-        Ok(Self { rule, group, indexes: Mutex::default() })
+        Ok(Self { rule, group, method: Method::Rtn, importance: None, indexes: Mutex::default() })
+    }
+
+    /// The same by another method, which is that of a word of [`METHODS_OF_GRIDS`].
+    pub(super) fn by(self, word: &str) -> Option<Self> {
+        let method = METHODS_OF_GRIDS.contains(&word).then(|| method(word)).flatten()?;
+        Some(Self { method, ..self })
     }
 
     fn job(&self, float: Float, cols: usize) -> kernel::Columns {
@@ -114,21 +123,21 @@ impl Columns {
     /// The code of a column of a row.
     fn code(&self, codes: &[u8], height: usize, col: usize, row: usize) -> f32 {
         match self.rule {
-            Rule::Gptq { bits, .. } => field(bits, col, |w| word(codes, w * height + row)),
-            Rule::Awq => nibble(word(codes, (col * height + row) / 8), row),
+            Rule::Gptq { bits, .. } => field(bits, col, |w| word_at(codes, w * height + row)),
+            Rule::Awq => nibble(word_at(codes, (col * height + row) / 8), row),
         }
     }
 
     /// The zero point number `at`.
     fn zero(&self, zeros: &[u8], at: usize) -> f32 {
         match self.rule {
-            Rule::Gptq { bits, less_one, .. } => field(bits, at, |w| word(zeros, w)) + f32::from(u8::from(less_one)),
-            Rule::Awq => nibble(word(zeros, at / 8), at),
+            Rule::Gptq { bits, less_one, .. } => field(bits, at, |w| word_at(zeros, w)) + f32::from(u8::from(less_one)),
+            Rule::Awq => nibble(word_at(zeros, at / 8), at),
         }
     }
 }
 
-fn word(bytes: &[u8], at: usize) -> u32 {
+fn word_at(bytes: &[u8], at: usize) -> u32 {
     bytes.as_chunks().0.get(at).map_or(0, |word| u32::from_le_bytes(*word))
 }
 
@@ -149,7 +158,12 @@ fn nibble(word: u32, row: usize) -> f32 {
 
 impl Scheme for Columns {
     fn id(&self) -> String {
-        format!("columns-{:?}-g{}-{ENCODING}", self.rule, self.group)
+        let method = match (self.method, &self.importance) {
+            (Method::Rtn, _) => String::new(),
+            (method, None) => format!("-{}", word(method)),
+            (method, Some(importance)) => format!("-{}-{}", word(method), importance.id()),
+        };
+        format!("columns-{:?}-g{}{method}-{ENCODING}", self.rule, self.group)
     }
 
     fn facts(&self) -> Facts {
@@ -214,8 +228,24 @@ impl Scheme for Columns {
     }
 
     fn encode(&self, band: Rows<'_>, out: &mut [&mut [u8]]) {
+        self.encode_at(0, band, out);
+    }
+
+    fn encode_at(&self, start: usize, band: Rows<'_>, out: &mut [&mut [u8]]) {
         let [codes, zeros, scales] = out else { panic!("codes, zero points and scales are three, not {}", out.len()) };
-        kernels().quantize_columns(&self.job(band.float, band.cols), band.data, codes, zeros, scales);
+        let job = self.job(band.float, band.cols);
+        if self.method == Method::Rtn {
+            return kernels().quantize_columns(&job, band.data, codes, zeros, scales);
+        }
+        let importance = self.importance.as_ref().map_or(&[][..], |of| of.row(0));
+        let choice = Choice { method: self.method, importance, first: start };
+        kernels().choose_columns(&job, &choice, band.data, [codes, zeros, scales]);
+    }
+
+    fn weighted(&self, importance: &Importance) -> Option<Arc<dyn Scheme>> {
+        let Self { rule, group, method, .. } = *self;
+        let importance = Some(importance.clone()).filter(|_| method != Method::Rtn)?;
+        Some(Arc::new(Self { rule, group, method, importance: Some(importance), indexes: Mutex::default() }))
     }
 
     fn decode(&self, parts: &[&[u8]], _: Float, rows: usize, out: &mut [f32]) {

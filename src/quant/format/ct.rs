@@ -396,11 +396,12 @@ impl Compressed {
     }
 
     /// `input_activations` of a config group: as the weights' presets have them, always dynamic, since nothing is known of
-    /// the activations.
+    /// the activations. With one scale for a weight there is one for its inputs: vLLM and SGLang read no experts otherwise.
     fn input_config(&self) -> Value {
         let (kind, strategy, size) = match (self.store, self.shared) {
             (Store::Int8, _) => ("int", "token", None),
             (Store::Fp8, Shared::Block) => ("float", "group", Some(BLOCK)),
+            (Store::Fp8, Shared::Tensor) => ("float", "tensor", None),
             (Store::Fp8, _) => ("float", "token", None),
             _ => return Value::Null,
         };

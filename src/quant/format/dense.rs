@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use crate::{
     kernel::{Cast, kernels},
-    quant::{Axis, Banding, Content, Facts, Part, Scheme, Survey, Unsupported, Weight},
+    quant::{Axis, Banding, Content, Facts, Importance, Part, Scheme, Survey, Unsupported, Weight},
     tensor::{Float, Rows},
 };
 
@@ -45,14 +45,14 @@ impl Dense {
         data
     }
 
-    /// The values of a band, which the scheme takes for a weight of its own.
-    fn values(&self, band: Rows<'_>) -> Result<Vec<f32>, Unsupported> {
+    /// The values of a band from `start` on, which the scheme takes for a weight of its own.
+    fn values(&self, start: usize, band: Rows<'_>) -> Result<Vec<f32>, Unsupported> {
         let alone = Weight { stem: String::new(), float: self.computed, shape: vec![band.rows, band.cols] };
         let encoded = self.inner.parts(&alone)?.into_iter().filter(Part::is_encoded);
         let mut made: Vec<Vec<u8>> = encoded.map(|part| vec![0; part.len()]).collect();
         let mut out: Vec<&mut [u8]> = made.iter_mut().map(Vec::as_mut_slice).collect();
         let data = self.cast(band);
-        self.inner.encode(Rows { data: &data, float: self.computed, ..band }, &mut out);
+        self.inner.encode_at(start, Rows { data: &data, float: self.computed, ..band }, &mut out);
         let mut values = vec![0.0; band.elements()];
         let parts: Vec<&[u8]> = made.iter().map(Vec::as_slice).collect();
         self.inner.decode(&parts, self.computed, band.rows, &mut values);
@@ -94,8 +94,19 @@ impl Scheme for Dense {
     }
 
     fn encode(&self, band: Rows<'_>, out: &mut [&mut [u8]]) {
+        self.encode_at(0, band, out);
+    }
+
+    fn weighted(&self, importance: &Importance) -> Option<Arc<dyn Scheme>> {
+        Some(Arc::new(Self { inner: self.inner.weighted(importance)?, ..*self }))
+    }
+
+    fn encode_at(&self, start: usize, band: Rows<'_>, out: &mut [&mut [u8]]) {
         let [shown] = out else { panic!("a dense weight has one part, not {}", out.len()) };
-        let values = self.values(band).expect("a band of a shape that parts() was asked about");
+        // Bands of rows are whole to a scheme that is cut into columns.
+        let weight = Weight { stem: String::new(), float: self.computed, shape: vec![band.rows, band.cols] };
+        let start = if self.inner.banding(&weight).axis == Axis::Columns { 0 } else { start };
+        let values = self.values(start, band).expect("a band of a shape that parts() was asked about");
         narrow(band.float, &values, shown);
     }
 

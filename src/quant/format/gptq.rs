@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use crate::{
     kernel::Rule,
-    quant::{Dialect, Format, Module, Recognized, Scheme, Unsupported, dialect},
+    quant::{Dialect, Format, Module, Recognized, Scheme, Unsupported, dialect, method::METHODS_OF_GRIDS},
     tensor::Dtype,
 };
 
@@ -39,17 +39,23 @@ impl Format for Gptq {
     }
 
     fn options(&self, scheme: &str) -> Vec<&'static [&'static str]> {
-        if self.schemes().contains(&scheme) { vec![GROUPS, &["sym", "asym"], &["v1", "v2"]] } else { vec![] }
+        if self.schemes().contains(&scheme) {
+            vec![GROUPS, &["sym", "asym"], METHODS_OF_GRIDS, &["v1", "v2"]]
+        } else {
+            vec![]
+        }
     }
 
     fn bind(&self, scheme: &str, options: &[&str]) -> Result<Option<Arc<dyn Scheme>>, Unsupported> {
         let refused = || no_such(self.name(), scheme, options);
         let bits = self.schemes().iter().find(|name| **name == scheme).and_then(|name| name.strip_suffix("bit"));
         let bits = bits.and_then(|bits| bits.parse().ok()).ok_or_else(refused)?;
-        let [group, symmetry @ ("sym" | "asym"), version @ ("v1" | "v2")] = *options else { return Err(refused()) };
+        let [group, symmetry @ ("sym" | "asym"), method, version @ ("v1" | "v2")] = *options else {
+            return Err(refused());
+        };
         let group = group_size(group).ok_or_else(refused)?;
         let rule = Rule::Gptq { bits, symmetric: symmetry == "sym", less_one: version == "v1" };
-        Ok(Some(Arc::new(Columns::new(rule, group)?)))
+        Ok(Some(Arc::new(Columns::new(rule, group)?.by(method).ok_or_else(refused)?)))
     }
 
     /// A module of I32 codes with as many columns as its scales.
@@ -84,7 +90,7 @@ impl Format for Gptq {
     }
 
     fn notes(&self) -> &'static str {
-        "round to nearest; transformers reads no experts, no mixed rules and no quantized lm_head, gptqmodel does; dense tensors keep their dtype \
+        "no data: rtn or ls; transformers reads no experts, no mixed rules and no quantized lm_head, gptqmodel does; dense tensors keep their dtype \
          (`--dtype float16` for loaders that compute in nothing else); asym: v2 for gptqmodel, v1 has zero points from 1"
     }
 }

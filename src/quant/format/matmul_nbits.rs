@@ -20,10 +20,11 @@
 use std::sync::Arc;
 
 use crate::{
-    kernel::{self, Zero, kernels},
+    kernel::{self, Choice, Method, Zero, kernels},
     num::codes::{pack, unpack},
     quant::{
-        Axis, Banding, Content, Facts, Module, Part, Recognized, Scheme, Unsupported, Weight,
+        Axis, Banding, Content, Facts, Importance, Module, Part, Recognized, Scheme, Unsupported, Weight,
+        method::{METHODS_OF_GRIDS, method, word},
         operator::{Blocks, Bytes, Form, Operator},
     },
     tensor::{Dtype, Float, Rows, TensorInfo, byte_len},
@@ -61,11 +62,13 @@ pub enum Block {
 /// assert_eq!(up.byte_len(), 2 * (16 + 4 + 1), "codes, a scale and a zero point for each row");
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct MatMulNBits {
     bits: u32,
     block: Block,
     symmetric: bool,
+    method: Method,
+    importance: Option<Importance>,
 }
 
 impl MatMulNBits {
@@ -81,8 +84,14 @@ impl MatMulNBits {
             Block::Of(n) if !BLOCKS.contains(&n) => {
                 Err(Unsupported(format!("MatMulNBits has blocks of 16, 32, 64, 128 and 256 elements, not {n}")))
             }
-            _ => Ok(Self { bits, block, symmetric }),
+            _ => Ok(Self { bits, block, symmetric, method: Method::Rtn, importance: None }),
         }
+    }
+
+    /// The same by another method, which is that of a word of [`METHODS_OF_GRIDS`].
+    pub(super) fn by(self, word: &str) -> Option<Self> {
+        let method = METHODS_OF_GRIDS.contains(&word).then(|| method(word)).flatten()?;
+        Some(Self { method, ..self })
     }
 
     /// The zero point of symmetric codes, which also fills up zero points.
@@ -103,8 +112,13 @@ impl MatMulNBits {
 
 impl Scheme for MatMulNBits {
     fn id(&self) -> String {
-        let Self { bits, block, symmetric } = self;
-        format!("matmul_nbits-{bits}bit-{block:?}-{}-{ENCODING}", if *symmetric { "sym" } else { "asym" })
+        let Self { bits, block, symmetric, .. } = self;
+        let method = match (self.method, &self.importance) {
+            (Method::Rtn, _) => String::new(),
+            (method, None) => format!("-{}", word(method)),
+            (method, Some(importance)) => format!("-{}-{}", word(method), importance.id()),
+        };
+        format!("matmul_nbits-{bits}bit-{block:?}-{}{method}-{ENCODING}", if *symmetric { "sym" } else { "asym" })
     }
 
     fn facts(&self) -> Facts {
@@ -144,6 +158,15 @@ impl Scheme for MatMulNBits {
     }
 
     fn encode(&self, band: Rows<'_>, out: &mut [&mut [u8]]) {
+        self.encode_at(0, band, out);
+    }
+
+    fn weighted(&self, importance: &Importance) -> Option<Arc<dyn Scheme>> {
+        let weighted = || Arc::new(Self { importance: Some(importance.clone()), ..self.clone() }) as Arc<dyn Scheme>;
+        (self.method != Method::Rtn).then(weighted)
+    }
+
+    fn encode_at(&self, start: usize, band: Rows<'_>, out: &mut [&mut [u8]]) {
         let (codes, scales, mut zero_points) = match out {
             [codes, scales] => (codes, scales, None),
             [codes, scales, zeros] => (codes, scales, Some(zeros)),
@@ -157,7 +180,13 @@ impl Scheme for MatMulNBits {
         for row in 0..band.rows {
             widen(float, &band.data[row * cols * float.size()..][..cols * float.size()], &mut values);
             let codes = &mut codes[row * blocks * bytes..][..blocks * bytes];
-            kernels().quantize_blocks(&job, &values, codes, &mut stored, &mut zeros);
+            if self.method == Method::Rtn {
+                kernels().quantize_blocks(&job, &values, codes, &mut stored, &mut zeros);
+            } else {
+                let importance = self.importance.as_ref().map_or(&[][..], |of| of.row(start + row));
+                let choice = Choice { method: self.method, importance, first: 0 };
+                kernels().choose_blocks((&job, float), &choice, &values, codes, (&mut stored, &mut zeros));
+            }
             narrow(float, &stored, &mut scales[row * blocks * float.size()..][..blocks * float.size()]);
             if let Some(packed) = &mut zero_points {
                 let width = self.bytes(blocks);
@@ -198,7 +227,7 @@ impl Scheme for MatMulNBits {
         let (block, ..) = self.layout(weight.cols());
         let zero = if self.symmetric { Zero::Middle } else { Zero::Points };
         let form = Form { bits: self.bits, block, zero, stored: weight.float, shared: false };
-        Some(Arc::new(Blocks::new(Arc::new(*self), weight, form, parts)?))
+        Some(Arc::new(Blocks::new(Arc::new(self.clone()), weight, form, parts)?))
     }
 }
 

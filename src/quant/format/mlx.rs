@@ -1,6 +1,7 @@
 //! MLX: what `mlx_lm.convert -q` writes, bit for bit as on a CPU.
 //!
-//! The words of the options: `g64` (elements of a group), `cpu` or `metal` (whose rounding; `metal`
+//! The words of the options: `g64` (elements of a group), `rtn`, `ls` or `hqq` (how codes are chosen: [`method`]; `rtn` is
+//! what the tool does), `cpu` or `metal` (whose rounding; `metal`
 //! is emulated from the kernels' text), `up` or `nearest` (the scales of mxfp4 and mxfp8 as mlx 0.32.2
 //! and later, or 0.31.2 and earlier, choose them).
 
@@ -10,7 +11,10 @@ use std::sync::Arc;
 
 use crate::{
     kernel::{Flavour, MicroCode, ScaleRule},
-    quant::{Dialect, Format, Module, Recognized, Scheme, Unsupported, dialect},
+    quant::{
+        Dialect, Format, Module, Recognized, Scheme, Unsupported, dialect,
+        method::{METHODS, method},
+    },
 };
 
 use super::{affine::Affine, group_size, microscaling::Microscaling, no_such};
@@ -36,7 +40,7 @@ impl Format for Mlx {
         match scheme {
             "mxfp4" | "mxfp8" => vec![FLAVOURS, RULES],
             "nvfp4" => vec![FLAVOURS],
-            _ if bits(scheme).is_some() => vec![GROUPS, FLAVOURS],
+            _ if bits(scheme).is_some() => vec![GROUPS, METHODS, FLAVOURS],
             _ => vec![],
         }
     }
@@ -47,7 +51,7 @@ impl Format for Mlx {
             ("nvfp4", [f]) => flavour(f).map(|f| micro(MicroCode::Nvfp4, f, ScaleRule::Up)),
             ("mxfp4", [f, r]) => flavour(f).zip(rule(r)).map(|(f, r)| micro(MicroCode::Mxfp4, f, r)),
             ("mxfp8", [f, r]) => flavour(f).zip(rule(r)).map(|(f, r)| micro(MicroCode::Mxfp8, f, r)),
-            (_, [g, f]) => affine(scheme, g, f),
+            (_, [g, m, f]) => affine(scheme, g, m, f),
             _ => None,
         };
         bound.map(Some).ok_or_else(|| no_such("mlx", scheme, options))
@@ -70,9 +74,9 @@ impl Format for Mlx {
     }
 }
 
-fn affine(scheme: &str, group: &str, flavour_word: &str) -> Option<Arc<dyn Scheme>> {
+fn affine(scheme: &str, group: &str, method_word: &str, flavour_word: &str) -> Option<Arc<dyn Scheme>> {
     let group = group_size(group).filter(|_| GROUPS.contains(&group))?;
-    Some(Arc::new(Affine { bits: bits(scheme)?, group, flavour: flavour(flavour_word)?, stored: None }))
+    Some(Arc::new(Affine::new(bits(scheme)?, group, method(method_word)?, flavour(flavour_word)?, None)))
 }
 
 fn micro(code: MicroCode, flavour: Flavour, rule: ScaleRule) -> Arc<dyn Scheme> {

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use crate::quant::{Dialect, Format, Module, Recognized, Scheme, Unsupported, dialect};
+use crate::quant::{Dialect, Format, Module, Recognized, Scheme, Unsupported, dialect, method::METHODS_OF_GRIDS};
 
 use super::{
     group_size,
@@ -28,15 +28,16 @@ impl Format for Onnx {
     }
 
     fn options(&self, scheme: &str) -> Vec<&'static [&'static str]> {
-        if bits(scheme).is_some() { vec![GROUPS, SYMMETRY] } else { vec![] }
+        if bits(scheme).is_some() { vec![GROUPS, SYMMETRY, METHODS_OF_GRIDS] } else { vec![] }
     }
 
     fn bind(&self, scheme: &str, options: &[&str]) -> Result<Option<Arc<dyn Scheme>>, Unsupported> {
         let refused = || no_such("onnx", scheme, options);
-        let &[group, symmetry] = options else { return Err(refused()) };
+        let &[group, symmetry, method] = options else { return Err(refused()) };
         let known = GROUPS.contains(&group) && SYMMETRY.contains(&symmetry);
         let (Some(bits), Some(group), true) = (bits(scheme), group_size(group), known) else { return Err(refused()) };
-        Ok(Some(Arc::new(MatMulNBits::new(bits, Block::Of(group), symmetry == "sym")?)))
+        let scheme = MatMulNBits::new(bits, Block::Of(group), symmetry == "sym")?;
+        Ok(Some(Arc::new(scheme.by(method).ok_or_else(refused)?)))
     }
 
     fn recognize(&self, module: &Module<'_>) -> Option<Result<Recognized, Unsupported>> {

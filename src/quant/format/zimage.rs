@@ -8,7 +8,10 @@ use std::sync::Arc;
 
 use crate::{
     kernel::MicroCode,
-    quant::{Dialect, Format, Module, Recognized, Scheme, Unsupported, dialect},
+    quant::{
+        Dialect, Format, Module, Recognized, Scheme, Unsupported, dialect,
+        method::{METHODS, method},
+    },
     tensor::Float,
 };
 
@@ -39,7 +42,7 @@ impl Format for Zimage {
 
     fn options(&self, scheme: &str) -> Vec<&'static [&'static str]> {
         match scheme {
-            "8bit" | "4bit" => vec![GROUPS, FLAVOURS],
+            "8bit" | "4bit" => vec![GROUPS, METHODS, FLAVOURS],
             "mxfp4" => vec![FLAVOURS, RULES],
             _ => vec![],
         }
@@ -47,8 +50,8 @@ impl Format for Zimage {
 
     fn bind(&self, scheme: &str, options: &[&str]) -> Result<Option<Arc<dyn Scheme>>, Unsupported> {
         let bound = match (scheme, options) {
-            ("8bit", [g, f]) => affine(8, g, f),
-            ("4bit", [g, f]) => affine(4, g, f),
+            ("8bit", [g, m, f]) => affine(8, g, m, f),
+            ("4bit", [g, m, f]) => affine(4, g, m, f),
             ("mxfp4", [f, r]) => mxfp4(f, r),
             _ => None,
         };
@@ -73,9 +76,9 @@ impl Format for Zimage {
     }
 }
 
-fn affine(bits: u32, group: &str, flavour_word: &str) -> Option<Arc<dyn Scheme>> {
+fn affine(bits: u32, group: &str, method_word: &str, flavour_word: &str) -> Option<Arc<dyn Scheme>> {
     let group = group_size(group).filter(|_| GROUPS.contains(&group))?;
-    Some(Arc::new(Affine { bits, group, flavour: flavour(flavour_word)?, stored: Some(Float::F32) }))
+    Some(Arc::new(Affine::new(bits, group, method(method_word)?, flavour(flavour_word)?, Some(Float::F32))))
 }
 
 fn mxfp4(flavour_word: &str, rule_word: &str) -> Option<Arc<dyn Scheme>> {

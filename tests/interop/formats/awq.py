@@ -15,6 +15,7 @@ import loaders
 from formats.gptq import split
 
 LIBRARY = ("gptqmodel", version("gptqmodel"))
+SERVED = "float16"
 MODELS = ("llama", "llama-odd", "qwen2", "qwen3-moe")
 GROUPS = {"awq-4bit": 128, "awq-4bit-g64": 64, "awq-4bit-g32": 32}
 SPECS = tuple(GROUPS)

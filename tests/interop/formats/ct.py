@@ -20,9 +20,11 @@ from transformers import AutoModelForCausalLM
 
 import checkpoint
 import loaders
+from formats import pipelines
 
 LIBRARY = ("compressed-tensors", version("compressed-tensors"))
-MODELS = ("llama", "llama-odd", "qwen2", "qwen3-moe")
+SERVED = "bfloat16"
+MODELS = ("llama", "llama-odd", "qwen2", "qwen3-moe", "sd3")
 
 # Projections that share one global scale in nvfp4, since vLLM runs them as one matrix.
 FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3"), ("q_a_proj", "kv_a_proj_with_mqa"))
@@ -35,9 +37,9 @@ def packed(bits, group=128, symmetric=True):
 
 
 def tensor_fp8():
-    """The preset FP8 has static activations, which take data: weights as there, activations as in FP8_DYNAMIC."""
+    """The preset FP8 has static activations, which take data: here they are dynamic, and else as there."""
     scheme = preset_name_to_scheme("FP8", ["Linear"])
-    return scheme.model_copy(update={"input_activations": preset_name_to_scheme("FP8_DYNAMIC", ["Linear"]).input_activations})
+    return scheme.model_copy(update={"input_activations": scheme.input_activations.model_copy(update={"dynamic": True, "observer": None})})
 
 
 SCHEMES = {
@@ -125,6 +127,8 @@ def expert(name):
 def write(spec, model, source, target):
     """Linear modules through ModelCompressor; experts one Linear each, as llm-compressor stores and vLLM reads them."""
     scheme = SCHEMES[spec]()
+    if model == "sd3":
+        return write_pipeline(scheme, source, target)
     dense = AutoModelForCausalLM.from_pretrained(source)
     linear = {n: m for n, m in dense.named_modules() if isinstance(m, torch.nn.Linear)}
     skipped = [n for n, m in linear.items() if not fits(m.weight, scheme)]
@@ -141,6 +145,20 @@ def write(spec, model, source, target):
     dense.save_pretrained(target)
     compressor.update_config(target)
     experts(scheme, source, target)
+
+
+def write_pipeline(scheme, source, target):
+    """A layer at a time, as the experts of mixtures; the block is the library's."""
+
+    def made(name, weights):
+        joint = [weights[other] for other in siblings(name, weights)]
+        return {f"{name}.{key}": value for key, value in compress(weights[name], scheme, joint).items()}
+
+    form = infer_module_format(torch.nn.Linear, scheme)
+    scheme = scheme.model_copy(update={"format": form})
+    for component, dense in pipelines.write(source, target, lambda weight: fits(weight, scheme), made).items():
+        config = QuantizationConfig(config_groups={"group_0": scheme}, ignore=dense, format=form.value, quantization_status="compressed")
+        ModelCompressor(quantization_config=config).update_config(Path(target) / component)
 
 
 def experts(scheme, source, target):
@@ -160,12 +178,13 @@ def experts(scheme, source, target):
 
 def decode(spec, directory):
     """Every module with a weight_scale, by its compressor, in the config's own scheme."""
-    block = checkpoint.configs(directory)["config.json"]["quantization_config"]
-    scheme = QuantizationScheme.model_validate(block["config_groups"]["group_0"])
-    compressor = BaseCompressor.get_value_from_registry(scheme.format)
-    contents = checkpoint.tensors(directory)
+    configs, contents = checkpoint.configs(directory), checkpoint.tensors(directory)
     decoded = {}
     for module in (n.removesuffix(".weight_scale") for n in contents if n.endswith(".weight_scale")):
+        component, slash, _ = module.rpartition("/")
+        block = configs[f"{component}{slash}config.json"]["quantization_config"]
+        scheme = QuantizationScheme.model_validate(block["config_groups"]["group_0"])
+        compressor = BaseCompressor.get_value_from_registry(scheme.format)
         state = {n.removeprefix(f"{module}."): t for n, t in contents.items() if n.startswith(f"{module}.weight")}
         decoded[f"{module}.weight"] = compressor.decompress(state, scheme)["weight"].to(torch.bfloat16)
     return decoded
@@ -173,13 +192,18 @@ def decode(spec, directory):
 
 def default(spec, model, directory):
     """The first forward decompresses; where activations are quantized too, the output is no measure of the weights."""
+    if model == "sd3":
+        return loaders.plain_pipeline(directory)
     loaded = loaders.causal(directory)
     output = loaders.logits(loaded)
     return loaders.Loaded(loaders.per_expert(loaded.state_dict()), None if SCHEMES[spec]().input_activations else output)
 
 
 def dequantized(spec, model, directory):
-    loaded = loaders.causal(directory, quantization_config=transformers.CompressedTensorsConfig(dequantize=True))
+    config = transformers.CompressedTensorsConfig(dequantize=True)
+    if model == "sd3":
+        return pipelines.text_encoder(directory, quantization_config=config)
+    loaded = loaders.causal(directory, quantization_config=config)
     return loaders.Loaded(loaders.per_expert(loaded.state_dict()), loaders.logits(loaded))
 
 

@@ -5,7 +5,9 @@ operation is called a tensor at a time, and such a weight stays dense and is lis
 transformers' save_pretrained stacks the scales of experts, and cannot read them back.
 """
 
+import json
 from importlib.metadata import version
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
@@ -14,14 +16,18 @@ from transformers.integrations.finegrained_fp8 import Fp8Dequantize, Fp8Quantize
 
 import checkpoint
 import loaders
+from formats import pipelines
 
 LIBRARY = ("transformers", version("transformers"))
-MODELS = ("llama", "llama-odd", "qwen2", "qwen3-moe")
+SERVED = "bfloat16"
+MODELS = ("llama", "llama-odd", "qwen2", "qwen3-moe", "sd3")
 SPECS = ("fp8",)
 
 
 def write(spec, model, source, target):
     quantizer = Fp8Quantize(SimpleNamespace(quantization_config=FineGrainedFP8Config()))
+    if model == "sd3":
+        return write_pipeline(quantizer, source, target)
     contents, dense = {}, []
     for name, tensor in checkpoint.tensors(source).items():
         made = quantizer._quantize_one(name, tensor) if name.endswith("_proj.weight") else {name: tensor}
@@ -30,8 +36,20 @@ def write(spec, model, source, target):
             dense.append(name.removesuffix(".weight"))
     # A list replaces the default: an output layer that shares the embedding's weight is one of the model's all the same.
     dense += ["lm_head"] * ("lm_head" not in dense)
-    block = {"activation_scheme": "dynamic", "modules_to_not_convert": dense, "quant_method": "fp8", "weight_block_size": [128, 128]}
-    checkpoint.write(target, source, contents, {"": block})
+    checkpoint.write(target, source, contents, {"": block(dense)})
+
+
+def block(dense):
+    return {"activation_scheme": "dynamic", "modules_to_not_convert": dense, "quant_method": "fp8", "weight_block_size": [128, 128]}
+
+
+def write_pipeline(quantizer, source, target):
+    whole = lambda weight: all(size % 128 == 0 for size in weight.shape)  # noqa: E731
+    made = lambda name, weights: quantizer._quantize_one(f"{name}.weight", weights[name])  # noqa: E731
+    for component, dense in pipelines.write(source, target, whole, made).items():
+        path = Path(target) / component / "config.json"
+        config = json.loads(path.read_text()) | {"quantization_config": block(dense)}
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def decode(spec, directory):
@@ -42,7 +60,9 @@ def decode(spec, directory):
 
 
 def load(spec, model, directory):
-    """Without a GPU, transformers decodes while it loads."""
+    """Without a GPU, transformers decodes while it loads; diffusers has no quantizer for it."""
+    if model == "sd3":
+        return pipelines.text_encoder(directory)
     return loaders.plain(directory)
 
 

@@ -1,4 +1,4 @@
-"""GPTQ checkpoints (v1 zeros) by round-to-nearest: parameters, packing and decoding are gptqmodel's.
+"""GPTQ checkpoints by round-to-nearest: parameters, packing and decoding are gptqmodel's.
 
 The config block is what its loaders need and no more: gptqmodel itself would add its version and the options of a calibration.
 """
@@ -8,32 +8,33 @@ from importlib.metadata import version
 import torch
 from gptqmodel import BACKEND, GPTQModel
 from gptqmodel.nn_modules.qlinear.torch import TorchLinear
-from gptqmodel.quantization.config import QuantizeConfig
+from gptqmodel.quantization.config import FORMAT, QuantizeConfig
 from gptqmodel.quantization.quantizer import Quantizer
 from gptqmodel.utils.model import convert_gptq_v1_to_v2_format_module, convert_gptq_v2_to_v1_format_module
-from transformers import GPTQConfig
 
+import alone
 import checkpoint
 import loaders
+from formats.gptq_transformers import held
 
 LIBRARY = ("gptqmodel", version("gptqmodel"))
+SERVED = "float16"
 MODELS = ("llama", "llama-odd", "qwen2", "qwen3-moe")
-# spec -> bits, group, symmetric
+# spec -> bits, group, symmetric, whether zero points are stored less one
 SCHEMES = {
-    "gptq-4bit": (4, 128, True),
-    "gptq-4bit-g64": (4, 64, True),
-    "gptq-4bit-g32": (4, 32, True),
-    "gptq-4bit-g128-asym": (4, 128, False),
-    "gptq-8bit": (8, 128, True),
-    "gptq-8bit-asym": (8, 128, False),
-}
+    f"gptq-{bits}bit{'' if symmetric else '-asym'}{'' if less_one else '-v2'}": (bits, 128, symmetric, less_one)
+    for bits in (4, 8, 3, 2)
+    for symmetric in (True, False)
+    for less_one in (True, False)
+} | {"gptq-4bit-g64": (4, 64, True, True), "gptq-4bit-g32": (4, 32, True, True), "gptq-3bit-g32-asym": (3, 32, False, True)}
 SPECS = tuple(SCHEMES)
 PARTS = ("qweight", "qzeros", "scales", "g_idx")
 
 
 def settings(spec):
-    bits, group, symmetric = SCHEMES[spec]
-    return QuantizeConfig(bits=bits, group_size=group, sym=symmetric, desc_act=False, mse=0.0)
+    bits, group, symmetric, less_one = SCHEMES[spec]
+    form = FORMAT.GPTQ if less_one else FORMAT.GPTQ_V2
+    return QuantizeConfig(bits=bits, group_size=group, sym=symmetric, desc_act=False, mse=0.0, format=form)
 
 
 def layer(config, rows, columns):
@@ -61,7 +62,8 @@ def quantized(weight, config):
     linear = torch.nn.Linear(*reversed(weight.shape), bias=False)
     linear.weight.data = torch.cat(rounded, 1)
     made.pack_original(linear, torch.cat(scales, 1), torch.cat(zeros, 1), torch.arange(weight.shape[1], dtype=torch.int32) // config.group_size)
-    convert_gptq_v2_to_v1_format_module(made, config)
+    if config.format == FORMAT.GPTQ:
+        convert_gptq_v2_to_v1_format_module(made, config)
     return {part: getattr(made, part) for part in PARTS}
 
 
@@ -85,7 +87,7 @@ def write(spec, model, source, target):
     contents, done, dense = split(source, lambda w: holds(w, config), lambda w: quantized(w, config))
     block = {
         "bits": config.bits, "group_size": config.group_size, "desc_act": False, "sym": config.sym, "lm_head": False,
-        "quant_method": "gptq", "checkpoint_format": "gptq",
+        "quant_method": "gptq", "checkpoint_format": config.format.value,
     }
     inside = [module for module in dense if ".layers." in module]
     if inside:
@@ -102,22 +104,16 @@ def decode(spec, directory):
         parts = {part: contents[f"{module}.{part}"] for part in PARTS}
         made = layer(config, parts["scales"].shape[1], parts["g_idx"].shape[0])
         made.load_state_dict(parts)
-        convert_gptq_v1_to_v2_format_module(made, config.bits, torch.int32)
+        if config.format == FORMAT.GPTQ:
+            convert_gptq_v1_to_v2_format_module(made, config.bits, torch.int32)
         made.scales = made.scales.float()
         decoded[f"{module}.weight"] = made.dequantize_weight().T.contiguous()
     return decoded
 
 
-def held(model):
-    """The weights of a loaded model, decoded by the layers that hold them."""
-    packed = {name: part for name, part in model.named_modules() if hasattr(part, "qweight")}
-    weights = {n: t for n, t in model.state_dict().items() if n.rpartition(".")[0] not in packed or n.endswith(".bias")}
-    return weights | {f"{name}.weight": part.dequantize_weight().T for name, part in packed.items()}
-
-
 def by_transformers(spec, model, directory):
-    loaded = loaders.causal(directory, dtype=torch.float16, quantization_config=GPTQConfig(bits=SCHEMES[spec][0], backend="gptq_torch"))
-    return loaders.Loaded(held(loaded), loaders.logits(loaded))
+    """In a process of its own, since gptqmodel patches transformers; where it is asked for experts, each time in a new one."""
+    return alone.call("formats.gptq_transformers", "load", SCHEMES[spec][0], directory, fresh="moe" in model)
 
 
 def by_gptqmodel(spec, model, directory):

@@ -1,9 +1,10 @@
 //! Sixteen f32 in two registers.
 
 use std::arch::x86_64::{
-    __m256, __m256i, _mm_loadu_si128, _mm_unpackhi_epi64, _mm256_add_ps, _mm256_blendv_ps, _mm256_castsi256_ps,
-    _mm256_cvtepu8_epi32, _mm256_loadu_ps, _mm256_mul_ps, _mm256_permute2f128_ps, _mm256_permutevar8x32_ps,
-    _mm256_set1_ps, _mm256_shuffle_ps, _mm256_slli_epi32, _mm256_storeu_ps,
+    __m256, __m256i, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _mm_loadu_si128, _mm_unpackhi_epi64, _mm256_add_ps,
+    _mm256_blendv_ps, _mm256_castsi256_ps, _mm256_cvtepu8_epi32, _mm256_loadu_ps, _mm256_max_ps, _mm256_min_ps,
+    _mm256_mul_ps, _mm256_permute2f128_ps, _mm256_permutevar8x32_ps, _mm256_round_ps, _mm256_set1_ps,
+    _mm256_setzero_ps, _mm256_shuffle_ps, _mm256_slli_epi32, _mm256_storeu_ps, _mm256_sub_ps,
 };
 
 use crate::kernel::body::sixteen::LANES;
@@ -41,6 +42,35 @@ pub(super) fn store(values: [__m256; 2], to: &mut [f32; LANES]) {
 #[inline]
 pub(super) fn add_product(sum: [__m256; 2], a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
     [_mm256_add_ps(sum[0], _mm256_mul_ps(a[0], b[0])), _mm256_add_ps(sum[1], _mm256_mul_ps(a[1], b[1]))]
+}
+
+#[target_feature(enable = "avx2")]
+#[inline]
+pub(super) fn add(a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
+    [_mm256_add_ps(a[0], b[0]), _mm256_add_ps(a[1], b[1])]
+}
+
+#[target_feature(enable = "avx2")]
+#[inline]
+pub(super) fn subtract(a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
+    [_mm256_sub_ps(a[0], b[0]), _mm256_sub_ps(a[1], b[1])]
+}
+
+#[target_feature(enable = "avx2")]
+#[inline]
+pub(super) fn product(a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
+    [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])]
+}
+
+/// Of a NaN, the instruction for the larger one takes the second.
+#[target_feature(enable = "avx2")]
+#[inline]
+pub(super) fn nearest(values: [__m256; 2], top: f32) -> [__m256; 2] {
+    let (zero, top) = (_mm256_setzero_ps(), _mm256_set1_ps(top));
+    values.map(|eight| {
+        let held = _mm256_min_ps(_mm256_max_ps(eight, zero), top);
+        _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(held)
+    })
 }
 
 #[target_feature(enable = "avx2")]

@@ -1,8 +1,9 @@
 //! Sixteen f32 in one register.
 
 use std::arch::x86_64::{
-    __m512, _mm_loadu_si128, _mm512_add_ps, _mm512_cvtepu8_epi32, _mm512_loadu_ps, _mm512_mul_ps,
-    _mm512_permutexvar_ps, _mm512_set1_ps, _mm512_shuffle_f32x4, _mm512_shuffle_ps, _mm512_storeu_ps,
+    __m512, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _mm_loadu_si128, _mm512_add_ps, _mm512_cvtepu8_epi32,
+    _mm512_loadu_ps, _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_permutexvar_ps, _mm512_roundscale_ps,
+    _mm512_set1_ps, _mm512_setzero_ps, _mm512_shuffle_f32x4, _mm512_shuffle_ps, _mm512_storeu_ps, _mm512_sub_ps,
 };
 
 use crate::kernel::body::sixteen::LANES;
@@ -31,6 +32,32 @@ pub(super) fn store(values: __m512, to: &mut [f32; LANES]) {
 #[inline]
 pub(super) fn add_product(sum: __m512, a: __m512, b: __m512) -> __m512 {
     _mm512_add_ps(sum, _mm512_mul_ps(a, b))
+}
+
+#[target_feature(enable = "avx512f")]
+#[inline]
+pub(super) fn add(a: __m512, b: __m512) -> __m512 {
+    _mm512_add_ps(a, b)
+}
+
+#[target_feature(enable = "avx512f")]
+#[inline]
+pub(super) fn subtract(a: __m512, b: __m512) -> __m512 {
+    _mm512_sub_ps(a, b)
+}
+
+#[target_feature(enable = "avx512f")]
+#[inline]
+pub(super) fn product(a: __m512, b: __m512) -> __m512 {
+    _mm512_mul_ps(a, b)
+}
+
+/// Of a NaN, the instruction for the larger one takes the second.
+#[target_feature(enable = "avx512f")]
+#[inline]
+pub(super) fn nearest(values: __m512, top: f32) -> __m512 {
+    let held = _mm512_min_ps(_mm512_max_ps(values, _mm512_setzero_ps()), _mm512_set1_ps(top));
+    _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(held)
 }
 
 /// The instruction looks at the low four bits of an index alone.

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use crate::{
-    kernel::{Flavour, MicroCode, ScaleRule},
+    kernel::{Flavour, Method, MicroCode, ScaleRule},
     quant::{Module, Recognized, Scheme, Unsupported, Weight},
     tensor::{Dtype, Float, TensorInfo},
 };
@@ -54,7 +54,7 @@ fn scheme(module: &Module<'_>, codes: &TensorInfo) -> Result<(Arc<dyn Scheme>, F
             let (bits, group) = affine(module, per_group)?;
             let float = Float::of(dtype).unwrap_or(Float::F32);
             let width = u32::try_from(bits).unwrap_or(u32::MAX);
-            Ok((Arc::new(Affine { bits: width, group, flavour: Flavour::Cpu, stored: None }), float, bits))
+            Ok((Arc::new(Affine::new(width, group, Method::Rtn, Flavour::Cpu, None)), float, bits))
         }
         (dtype, biases) => Err(Unsupported(format!(
             "scales of {dtype} {} biases are no layout of mlx",

@@ -1,0 +1,87 @@
+//! How the parameters of affine codes are chosen, and the entry of the table for it.
+//!
+//! Knows which ways there are; the arithmetic is `body::search`'s, and `body::affine`'s to pack.
+
+use crate::tensor::Float;
+
+use super::{Affine, Blocks, Columns, Kernels, check_affine, check_blocks, check_columns, check_elements};
+
+/// A way to choose the parameters of a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Method {
+    /// From its least and its largest element, as the format's reference tool does it.
+    Rtn,
+    /// Of the lines that a search of twenty steps finds, the one of least squared error: never worse than [`Rtn`](Self::Rtn).
+    Ls,
+    /// By the legacy solver of hqq, twenty steps.
+    Hqq,
+}
+
+/// A method, and what the errors of a run of elements weigh.
+#[derive(Clone, Copy, Debug)]
+pub struct Choice<'a> {
+    /// The method.
+    pub method: Method,
+    /// What the squared error in each column of a row weighs, finite and not negative; empty where all columns are alike.
+    pub importance: &'a [f32],
+    /// The column of the run's first element.
+    pub first: usize,
+}
+
+impl<'a> Choice<'a> {
+    /// What the errors of a group weigh, given its number and length; `None` where all weigh the same.
+    pub(super) fn of_group(&self, number: usize, len: usize) -> Option<&'a [f32]> {
+        let column = (self.first + number * len).checked_rem(self.importance.len())?;
+        self.importance.get(column..self.importance.len().min(column + len))
+    }
+}
+
+impl Kernels {
+    /// Quantizes a run of whole groups by a method: elements in; packed codes, scales and biases out.
+    ///
+    /// Codes are chosen after scales and biases were rounded to the stored float. A group with an element that is not
+    /// finite has the bytes of [`Method::Rtn`].
+    ///
+    /// # Panics
+    /// If the job is none of those that [`Affine`] lists, the lengths do not fit together, or rows are no whole groups.
+    pub fn choose_affine(&self, job: &Affine, choice: &Choice<'_>, src: &[u8], out: [&mut [u8]; 3]) {
+        let [codes, scales, biases] = out;
+        check_affine(job, check_elements(src.len(), job.float), codes.len(), scales.len(), biases.len());
+        let columns = [choice.importance.len(), choice.first];
+        assert!(
+            columns.iter().all(|n| n.is_multiple_of(job.group)),
+            "columns {columns:?} are no whole groups: {job:?}"
+        );
+        match choice.method {
+            Method::Rtn => (self.quantize_affine)(job, src, codes, scales, biases),
+            Method::Ls | Method::Hqq => (self.choose_affine)(job, choice, src, [codes, scales, biases]),
+        }
+    }
+
+    /// Quantizes a band of columns, given row by row, by [`Method::Ls`]; scales are rounded before codes are chosen.
+    ///
+    /// # Panics
+    /// As [`quantize_columns`](Self::quantize_columns).
+    pub fn choose_columns(&self, job: &Columns, choice: &Choice<'_>, src: &[u8], out: [&mut [u8]; 3]) {
+        let [codes, zeros, scales] = out;
+        check_columns(job, check_elements(src.len(), job.float), codes.len(), zeros.len(), scales.len());
+        (self.choose_columns)(job, choice, src, [codes, zeros, scales]);
+    }
+
+    /// Quantizes the blocks of a row by [`Method::Ls`]; scales are rounded to the stored float before codes are chosen.
+    ///
+    /// # Panics
+    /// As [`quantize_blocks`](Self::quantize_blocks), and if blocks are longer than 128.
+    pub fn choose_blocks(
+        &self,
+        job: (&Blocks, Float),
+        choice: &Choice<'_>,
+        row: &[f32],
+        codes: &mut [u8],
+        found: (&mut [f32], &mut [u8]),
+    ) {
+        check_blocks(job.0, row.len(), codes.len(), (found.0.len(), found.1.len()));
+        assert!(job.0.block <= 128, "blocks that are searched are of 128 elements at most, not {}", job.0.block);
+        (self.choose_blocks)(job, choice, row, codes, found);
+    }
+}
