@@ -2,7 +2,7 @@
 //!
 //! Candidates are the schemes of the view's format, in all their groups, that its loaders can be told of side by side. What a
 //! weight costs is the bytes of its parts, from headers; what it spoils is its error relative to the weight
-//! ([`errors`](super::errors), of a sample of it) times its [share](share::shares) in what the model says. Weights
+//! ([`errors`](super::errors), of a sample of it; columns weighed by their importance where it is known) times its [share](share::shares) in what the model says. Weights
 //! that must agree ([`groups`]) count as one. Weights that a rule names, that the model's predicate speaks of or
 //! that stay dense are left as they are, and count in the size.
 //!
@@ -47,6 +47,10 @@ const TOLERANCE: f64 = 0.01;
 
 /// How often an outcome whose headers made it too long is tried anew with less, each time with twice as much less.
 const TRIES: u32 = 16;
+
+/// What the columns of a weight of the source matter, given its name: [columns], or [matrices, columns] of a stack in one
+/// tensor; `None` where nothing is known of it, and its columns matter alike.
+pub type Importance<'a> = dyn Fn(&str) -> Option<Vec<f32>> + Sync + 'a;
 
 /// A view of the size that was asked for.
 #[derive(Clone, Debug)]
@@ -105,11 +109,13 @@ struct Choices {
 /// Chooses a scheme for each weight of a view, so that it is as large as asked, or by less than a hundredth smaller.
 ///
 /// # Errors
-/// A target out of reach, with what is in reach; a view that has no choice; a source that cannot be read.
+/// A target out of reach, with what is in reach; a view that has no choice; importance that does not fit its weight; a
+/// source that cannot be read.
 pub fn choose(
     source: &Arc<dyn Source>,
     options: &Options,
     target: Target,
+    importance: &Importance<'_>,
     progress: &dyn Progress,
 ) -> Result<Chosen, Error> {
     if options.spec.is_dense() || options.predicate.is_some() {
@@ -125,7 +131,7 @@ pub fn choose(
     }
     let engine = Engine::new(crate::view::Options::default()).map_err(|e| Error::Refused(e.to_string()))?;
     let view = View::new(Arc::clone(&plan), Arc::clone(source), engine);
-    let choices = measured(&view, groups, progress)?;
+    let choices = measured(&view, groups, importance, progress)?;
     let search = Search { source, options, plan: &plan, choices: &choices, target };
     let (chosen, reached) = search.run()?;
     Ok(Chosen { options: chosen, reached, groups: choices.len() })
@@ -136,7 +142,12 @@ fn planned(source: &Arc<dyn Source>, options: &Options) -> Result<Plan, Error> {
 }
 
 /// The candidates of each group, with what they cost and spoil.
-fn measured(view: &View, groups: Vec<Vec<usize>>, progress: &dyn Progress) -> Result<Vec<Choices>, Error> {
+fn measured(
+    view: &View,
+    groups: Vec<Vec<usize>>,
+    importance: &Importance<'_>,
+    progress: &dyn Progress,
+) -> Result<Vec<Choices>, Error> {
     let plan = view.plan();
     let shares = share::shares(plan);
     let possible: Vec<(Vec<usize>, Vec<Spec>)> =
@@ -147,11 +158,12 @@ fn measured(view: &View, groups: Vec<Vec<usize>>, progress: &dyn Progress) -> Re
     progress.begin(possible.iter().map(looks).sum());
     let each = possible.into_par_iter().map(|(rows, specs)| {
         progress.note(&plan.rows[rows[0]].name);
+        let weights: Vec<_> = rows.iter().map(|row| of_columns(&plan.rows[*row], importance)).collect();
         let candidates = specs.iter().map(|spec| {
             let scheme = bound(spec)?;
             let mut sum = Candidate { cost: 0, error: 0.0 };
-            for row in &rows {
-                let (cost, error) = looked(view, &plan.rows[*row], &scheme)?;
+            for (row, weights) in rows.iter().zip(&weights) {
+                let (cost, error) = looked(view, &plan.rows[*row], &scheme, weights.as_deref())?;
                 sum = Candidate { cost: sum.cost + cost, error: sum.error + error * shares[*row] };
                 progress.advance(looked_at(plan, &plan.rows[*row]));
             }
@@ -169,15 +181,24 @@ fn looked_at(plan: &Plan, row: &Row) -> u64 {
     planned.map_or(0, |p| (p.weight.elements() as u64).min(SAMPLE.get()) * p.origin.stored.size() as u64)
 }
 
+/// What the columns of a row's weight matter: of a stack of tensors, those of one after the other.
+fn of_columns(row: &Row, importance: &Importance<'_>) -> Option<Vec<f32>> {
+    let each = row.sources.iter().map(|name| importance(name)).collect::<Option<Vec<_>>>()?;
+    Some(each.concat())
+}
+
 /// Bytes of a weight under a scheme, and its relative error.
-fn looked(view: &View, row: &Row, scheme: &Arc<dyn Scheme>) -> Result<(u64, f64), Error> {
+fn looked(view: &View, row: &Row, scheme: &Arc<dyn Scheme>, importance: Option<&[f32]>) -> Result<(u64, f64), Error> {
     let Some(weight) = row.weight else { return Ok((0, 0.0)) };
     let parts = scheme.parts(&view.plan().weights[weight as usize].weight);
     let parts = parts.map_err(|e| Error::Refused(format!("{}: {e}", row.name)))?;
-    let sums = errors::of_candidate(view, weight, scheme, &Asked::sampled(Some(SAMPLE)))?;
+    let sums = errors::of_candidate(view, weight, scheme, &Asked { sample: Some(SAMPLE), importance })?;
     // Elements that are shown as NaN are lost altogether.
     let lost = sums.lost as f64 / (sums.elements as f64).max(1.0);
-    let relative = if sums.weighted_energy > 0.0 { sums.weighted / sums.weighted_energy } else { 0.0 };
+    let relative = match (sums.weighted, sums.weighted_energy) {
+        (error, energy) if energy > 0.0 => error / energy,
+        (error, _) => f64::from(u8::from(error > 0.0)),
+    };
     Ok((parts.iter().map(|part| part.len() as u64).sum(), relative + lost))
 }
 

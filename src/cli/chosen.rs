@@ -40,7 +40,7 @@ pub(super) fn options(source: &Arc<dyn Source>, options: &Options, target: Targe
         return Ok(options);
     }
     let bar = Bar::new("choose");
-    let chosen = target::choose(source, options, target, &bar)?;
+    let chosen = target::choose(source, options, target, &|_| None, &bar)?;
     bar.finish();
     if let Some(path) = path
         && let Err(e) = Remembered::of(options, &chosen.options).write(&path)

@@ -70,7 +70,7 @@ fn source(path: &Path) -> Arc<dyn Source> {
 
 fn chosen(path: &Path, options: &Options, target: Target) -> Result<(Chosen, Plan), String> {
     let source = source(path);
-    let chosen = choose(&source, options, target, &Silent).map_err(|e| e.to_string())?;
+    let chosen = choose(&source, options, target, &|_| None, &Silent).map_err(|e| e.to_string())?;
     let plan = plan::build(source.as_ref(), &chosen.options).unwrap();
     Ok((chosen, plan))
 }
@@ -223,6 +223,31 @@ fn what_loses_nothing_gets_the_least() {
     assert_eq!([becomes["blocks.0.a.weight"], becomes["blocks.1.a.weight"]], ["mlx-2bit-g128"; 2]);
     assert_eq!([becomes["blocks.0.b.weight"], becomes["blocks.1.b.weight"]], ["mlx-6bit-g128"; 2]);
     assert_eq!(texts(&chosen.options), ["blocks.{0,1}.a=mlx-2bit-g128", "blocks.{0,1}.b=mlx-6bit-g128"]);
+}
+
+#[test]
+fn columns_that_do_not_matter_spoil_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    // Rounding loses nothing of the first half of each row.
+    let mut halves = values(5, 128 * 256);
+    halves.chunks_mut(256).for_each(|row| row[..128].fill(-1.0));
+    let tensors = [
+        bf16("blocks.0.a.weight", &[128, 256], &halves),
+        bf16("blocks.0.b.weight", &[128, 256], &values(6, 128 * 256)),
+    ];
+    write(&dir.path().join("model.safetensors"), &tensors, 8);
+    let (source, options) = (source(dir.path()), asked("4bit", &[]));
+    let target = Target::BitsPerWeight(4.3);
+    let first_half: Vec<f32> = (0..256).map(|column| f32::from(u8::from(column < 128))).collect();
+    let told = |name: &str| (name == "blocks.0.a.weight").then(|| first_half.clone());
+    let weighed = choose(&source, &options, target, &told, &Silent).unwrap();
+    let plan = plan::build(source.as_ref(), &weighed.options).unwrap();
+    assert_eq!(becomes(&plan)["blocks.0.a.weight"], "mlx-2bit-g128");
+    let (_, alike) = chosen(dir.path(), &options, target).unwrap();
+    assert_ne!(becomes(&alike)["blocks.0.a.weight"], "mlx-2bit-g128");
+    let narrow = |_: &str| Some(vec![1.0; 100]);
+    let why = choose(&source, &options, target, &narrow, &Silent).unwrap_err().to_string();
+    assert!(why.contains("importance of 100 columns"), "{why}");
 }
 
 #[cfg(feature = "cli")]
