@@ -309,7 +309,7 @@ fn a_change_is_reported_whatever_it_was() {
     for (name, change, what) in changes {
         let error = after(change).expect_err(name);
         assert!(matches!(error, Error::Changed { .. }), "{name}: {error}");
-        says(&error.to_string(), &["sub/f: changed", what, "mount again"]);
+        says(&error.to_string(), &["sub/f: changed", what, "start again"]);
     }
     after(|_| {}).unwrap();
 }
