@@ -96,7 +96,7 @@ impl Generation {
 
     /// About what its plan takes in memory, by what plans of large models were seen to take.
     pub(super) fn plan_bytes(&self) -> usize {
-        const ROW: usize = 768;
+        const ROW: usize = 2048;
         self.view.plan().rows.len() * ROW
     }
 

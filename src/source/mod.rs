@@ -82,7 +82,9 @@ pub enum Error {
         path: String,
     },
     /// The file is no longer the one that was listed.
-    #[error("{path}: changed since it was opened ({what}); start again to read the new content (a mount: `quantfs remount`)")]
+    #[error(
+        "{path}: changed since it was opened ({what}); start again to read the new content (a mount: `quantfs remount`)"
+    )]
     Changed {
         /// The file.
         path: String,
