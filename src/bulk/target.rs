@@ -24,7 +24,7 @@ use crate::{
         errors::{self, Asked},
     },
     plan::{self, Options, Plan, Row, Rule, Spec},
-    quant::Scheme,
+    quant::{self, Scheme, Weight},
     source::Source,
     view::{Engine, View},
 };
@@ -183,7 +183,9 @@ fn looked_at(plan: &Plan, row: &Row) -> u64 {
 
 /// What the columns of a row's weight matter: of a stack of tensors, those of one after the other.
 fn of_columns(row: &Row, importance: &Importance<'_>) -> Option<Vec<f32>> {
-    let each = row.sources.iter().map(|name| importance(name)).collect::<Option<Vec<_>>>()?;
+    let prefix = row.component.replace('/', ".");
+    let of = |name: &String| importance(name).or_else(|| importance(&format!("{prefix}.{name}")));
+    let each = row.sources.iter().map(of).collect::<Option<Vec<_>>>()?;
     Some(each.concat())
 }
 
@@ -192,6 +194,8 @@ fn looked(view: &View, row: &Row, scheme: &Arc<dyn Scheme>, importance: Option<&
     let Some(weight) = row.weight else { return Ok((0, 0.0)) };
     let parts = scheme.parts(&view.plan().weights[weight as usize].weight);
     let parts = parts.map_err(|e| Error::Refused(format!("{}: {e}", row.name)))?;
+    let weighted = importance.and_then(|values| weighted(&view.plan().weights[weight as usize].weight, scheme, values));
+    let scheme = weighted.as_ref().unwrap_or(scheme);
     let sums = errors::of_candidate(view, weight, scheme, &Asked { sample: Some(SAMPLE), importance })?;
     // Elements that are shown as NaN are lost altogether.
     let lost = sums.lost as f64 / (sums.elements as f64).max(1.0);
@@ -200,6 +204,14 @@ fn looked(view: &View, row: &Row, scheme: &Arc<dyn Scheme>, importance: Option<&
         (error, _) => f64::from(u8::from(error > 0.0)),
     };
     Ok((parts.iter().map(|part| part.len() as u64).sum(), relative + lost))
+}
+
+/// A scheme as it chooses codes where it is told what columns matter; `None` where that is nothing to its method.
+fn weighted(weight: &Weight, scheme: &Arc<dyn Scheme>, values: &[f32]) -> Option<Arc<dyn Scheme>> {
+    let matrices = values.len() / weight.cols().max(1);
+    let rows = weight.rows().checked_div(matrices)?;
+    let known = quant::Importance::new(weight.cols(), rows, values).ok()?;
+    known.fits(weight).then(|| scheme.weighted(&known)).flatten()
 }
 
 fn bound(spec: &Spec) -> Result<Arc<dyn Scheme>, Error> {

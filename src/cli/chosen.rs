@@ -4,7 +4,15 @@
 //! What is remembered lies in the user's cache directory, a small file a choice. Where there is none, or it cannot be
 //! written, the choice is made each time.
 
-use std::{fs, io, io::Write, path::PathBuf, sync::Arc};
+use std::{
+    fs, io,
+    io::Write,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -15,7 +23,7 @@ use crate::{
         places::{home, variable},
         progress::Bar,
     },
-    plan::{Error, Options, Rule},
+    plan::{Error, Options, Rule, Spec},
     source::Source,
 };
 
@@ -32,22 +40,45 @@ struct Remembered {
 /// Options with the schemes that a target asks for.
 ///
 /// # Errors
-/// As [`target::choose`].
+/// As [`target::choose`]; importance of another model.
 pub(super) fn options(source: &Arc<dyn Source>, options: &Options, target: Target) -> Result<Options, Failure> {
     let path = place(source.as_ref(), options, target);
     let known = path.as_ref().and_then(|path| fs::read(path).ok()).and_then(|text| serde_json::from_slice(&text).ok());
-    if let Some(options) = known.and_then(|known: Remembered| known.added(options).ok()) {
+    if let Some(options) = known.and_then(|known: Remembered| known.added(&of_view(options)).ok()) {
         return Ok(options);
     }
-    let bar = Bar::new("choose");
-    let chosen = target::choose(source, options, target, &|_| None, &bar)?;
-    bar.finish();
+    let chosen = chosen(source, options, target)?;
     if let Some(path) = path
-        && let Err(e) = Remembered::of(options, &chosen.options).write(&path)
+        && let Err(e) = Remembered::of(options, &chosen).write(&path)
     {
         tracing::debug!("{}: {e}; the choice is not remembered", path.display());
     }
+    Ok(chosen)
+}
+
+fn chosen(source: &Arc<dyn Source>, options: &Options, target: Target) -> Result<Options, Failure> {
+    let met = AtomicBool::new(false);
+    let importance = |name: &str| {
+        let values = options.importance.as_ref()?.of(name)?;
+        met.store(true, Ordering::Relaxed);
+        Some(values.to_vec())
+    };
+    let bar = Bar::new("choose");
+    let chosen = target::choose(source, &of_view(options), target, &importance, &bar)?;
+    bar.finish();
+    if let Some(file) = options.importance.as_ref().filter(|_| !met.into_inner()) {
+        let why = "nothing of it belongs to a weight that is free to be chosen for; is it for another model?";
+        return Err(Failure::usage(format!("--importance {}: {why}", file.text())));
+    }
     Ok(chosen.options)
+}
+
+/// Importance that no weight's method weighs errors by is for the choice alone: the view has no use for it.
+fn of_view(options: &Options) -> Options {
+    let rules = options.rules.iter().chain(options.components.iter().flat_map(|component| &component.rules));
+    let specs = rules.map(|rule| &rule.spec).chain(options.components.iter().map(|component| &component.spec));
+    let weighs = specs.chain([&options.spec]).any(Spec::weighs_errors);
+    Options { importance: options.importance.clone().filter(|_| weighs), ..options.clone() }
 }
 
 impl Remembered {
@@ -92,6 +123,9 @@ fn place(source: &dyn Source, options: &Options, target: Target) -> Option<PathB
     let mut hash = blake3::Hasher::new();
     let asked = format!("{REVISION} {} {target:?} {} ", env!("CARGO_PKG_VERSION"), options.to_json());
     hash.update(asked.as_bytes());
+    if let Some(about) = options.importance.as_ref().and_then(|file| fs::metadata(file.text()).ok()) {
+        hash.update(format!("{} {:?}\n", about.len(), about.modified().ok()).as_bytes());
+    }
     for entry in source.entries() {
         hash.update(format!("{:?} {:?}\n", entry.path, entry.version).as_bytes());
     }

@@ -14,6 +14,9 @@ use crate::{
 /// What starts the spec of a view that shows values, and stores nothing otherwise.
 const DENSE: &str = "dense-";
 
+/// The way to choose codes that every format has.
+const ROUNDING: &str = "rtn";
+
 /// The format where a spec names none.
 const DEFAULT_FORMAT: &str = "mlx";
 
@@ -156,12 +159,19 @@ impl Spec {
         found
     }
 
-    /// The alternatives that choose codes in the same way, as far as their schemes offer ways.
+    /// The alternatives that choose codes in the same way, by rounding where this scheme offers no other, as far as theirs
+    /// offer ways.
     #[must_use]
     pub fn alternative_schemes(&self) -> Vec<Self> {
-        let mine = self.method();
-        let alike = |other: &Self| mine.is_none() || other.method().is_none() || other.method() == mine;
+        let mine = self.method().unwrap_or(ROUNDING);
+        let alike = |other: &Self| other.method().is_none_or(|method| method == mine);
         self.alternatives().into_iter().filter(alike).collect()
+    }
+
+    /// Whether its method weighs errors by importance.
+    #[must_use]
+    pub fn weighs_errors(&self) -> bool {
+        self.method().is_some_and(|method| method != ROUNDING)
     }
 
     /// How codes are chosen, where the scheme offers several ways.
@@ -419,7 +429,7 @@ fn is_group(option: &[&str]) -> bool {
 
 /// Whether an option chooses how codes are found.
 fn is_method(option: &[&str]) -> bool {
-    option.contains(&"rtn")
+    option.contains(&ROUNDING)
 }
 
 fn unknown_option(format: &'static dyn Format, scheme: &str, word: &str) -> Error {

@@ -245,23 +245,59 @@ fn columns_that_do_not_matter_spoil_nothing() {
     assert_eq!(becomes(&plan)["blocks.0.a.weight"], "mlx-2bit-g128");
     let (_, alike) = chosen(dir.path(), &options, target).unwrap();
     assert_ne!(becomes(&alike)["blocks.0.a.weight"], "mlx-2bit-g128");
+    let wide = |name: &str| told(name).map(|values| [values.clone(), values].concat());
+    assert!(choose(&source, &options, target, &wide, &Silent).is_ok(), "a row for each half of the rows");
     let narrow = |_: &str| Some(vec![1.0; 100]);
     let why = choose(&source, &options, target, &narrow, &Silent).unwrap_err().to_string();
     assert!(why.contains("importance of 100 columns"), "{why}");
 }
 
+/// `quantfs VERB MODEL ...`, which remembers in a directory of this test.
+#[cfg(feature = "cli")]
+fn quantfs(model: &Path, cache: &Path, args: &[&str]) -> std::process::Output {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_quantfs"));
+    command.arg(args[0]).arg(model).args(&args[1..]).env("XDG_CACHE_HOME", cache).output().unwrap()
+}
+
+#[cfg(feature = "cli")]
+#[test]
+fn an_importance_file_is_for_the_choice_where_the_method_rounds() {
+    let (dir, scratch) = (model(PLAIN, 0), tempfile::tempdir().unwrap());
+    let columns: Vec<u8> = (0..128u16).flat_map(|column| f32::from(column % 7).to_le_bytes()).collect();
+    let file = |name: &str, weight: &str| {
+        let path = scratch.path().join(name);
+        write(&path, &[tensor(weight, Dtype::F32, &[128], columns.clone())], 8);
+        path.to_str().unwrap().to_owned()
+    };
+    let known = file("known.safetensors", "model.layers.1.self_attn.q_proj");
+    let recipe = |spec: &str, importance: &str| {
+        let asked = ["recipe", "--target-bpw", "4.7", "--spec", spec, "--importance", importance];
+        let out = quantfs(dir.path(), scratch.path(), &asked);
+        let [said, failed] = [out.stdout, out.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
+        if out.status.success() { Ok(said) } else { Err(failed) }
+    };
+    let rounded = recipe("4bit", &known).unwrap();
+    assert!(rounded.contains("[[rules]]") && !rounded.contains("importance"), "{rounded}");
+    let searched = recipe("4bit-g64-ls", &known).unwrap();
+    assert!(searched.contains(&format!("importance = \"{known}\"")), "{searched}");
+    let affine = searched.lines().filter(|line| line.starts_with("spec = ") && line.contains("bit"));
+    let mut count = 0;
+    for line in affine {
+        assert!(line.ends_with("-ls\""), "candidates choose codes as the view does: {line}");
+        count += 1;
+    }
+    assert!(count > 2, "{searched}");
+    let why = recipe("4bit", &file("other.safetensors", "somebody.else")).unwrap_err();
+    assert!(why.contains("another model"), "{why}");
+}
+
 #[cfg(feature = "cli")]
 #[test]
 fn a_choice_is_printed_as_a_recipe_and_remembered() {
-    use std::process::{Command, Output};
     let dir = model(PLAIN, 0);
     let scratch = tempfile::tempdir().unwrap();
-    let run = |args: &[&str]| -> Output {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_quantfs"));
-        command.arg(args[0]).arg(dir.path()).args(&args[1..]);
-        command.env("XDG_CACHE_HOME", scratch.path()).output().unwrap()
-    };
-    let text = |out: &Output| String::from_utf8(out.stdout.clone()).unwrap();
+    let run = |args: &[&str]| quantfs(dir.path(), scratch.path(), args);
+    let text = |out: &std::process::Output| String::from_utf8(out.stdout.clone()).unwrap();
     let printed = run(&["recipe", "--target-bpw", "4.8"]);
     assert!(printed.status.success(), "{printed:?}");
     let recipe = scratch.path().join("r.toml");
