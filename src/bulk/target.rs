@@ -2,8 +2,8 @@
 //!
 //! Candidates are the schemes of the view's format, in all their groups, that its loaders can be told of side by side. What a
 //! weight costs is the bytes of its parts, from headers; what it spoils is its error relative to the weight
-//! ([`errors`](super::errors), of a sample of it; columns weighed by their importance where it is known) times its [share](share::shares) in what the model says. Weights
-//! that must agree ([`groups`]) count as one. Weights that a rule names, that the model's predicate speaks of or
+//! ([`errors`], of a sample of it; columns weighed by their importance where it is known) times its share in what the model says. Weights
+//! that must agree (`groups`) count as one. Weights that a rule names, that the model's predicate speaks of or
 //! that stay dense are left as they are, and count in the size.
 //!
 //! The outcome is rules, so that the plan of the view is computed from headers alone, as any other. It is a function of the
@@ -48,7 +48,7 @@ const TOLERANCE: f64 = 0.01;
 /// How often an outcome whose headers made it too long is tried anew with less, each time with twice as much less.
 const TRIES: u32 = 16;
 
-/// What the columns of a weight of the source matter, given its name: [columns], or [matrices, columns] of a stack in one
+/// What the columns of a weight of the source matter, given its name: `[columns]`, or `[matrices, columns]` of a stack in one
 /// tensor; `None` where nothing is known of it, and its columns matter alike.
 pub type Importance<'a> = dyn Fn(&str) -> Option<Vec<f32>> + Sync + 'a;
 

@@ -69,7 +69,7 @@ pub struct ViewArgs {
     #[arg(long = "lora", value_name = "ADAPTER[:SCALE]")]
     pub loras: Vec<String>,
     /// What errors weigh, for methods that weigh them (`ls`, `hqq`): llama.cpp's importance matrix (GGUF or .dat), or
-    /// .safetensors with a tensor of each weight's name, [columns] or [experts, columns]
+    /// .safetensors with a tensor of each weight's name, `[columns]` or `[experts, columns]`
     #[arg(long, value_name = "FILE")]
     pub importance: Option<String>,
     /// Show an all-in-one checkpoint (denoiser, text encoders and VAE in one file) as component directories

@@ -1,7 +1,7 @@
 //! A page about a source: what each candidate spec would cost and lose, and what a view of it becomes.
 //!
 //! [`measure`] gathers the facts, [`page`] makes one self-contained HTML file of them: no network, no other file. All
-//! facts lie in it as JSON, as [`errors::to_json`](super::errors::to_json) gives them and more; what the page shows
+//! facts lie in it as JSON, as [`errors::to_json`] gives them and more; what the page shows
 //! is drawn from that by its own script.
 //!
 //! Names of tensors and files are anybody's: they are in the JSON alone, in which no character can end a script, and the
