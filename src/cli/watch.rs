@@ -123,7 +123,7 @@ mod tests {
             "/mnt/q  /m?[2J  live",
             "a = mlx-4bit-g64",
             "1 open, asleep",
-            "5 MB/s",
+            "5.00 MB/s",
             "50.0% hits",
             "2 tiles in the making, 4 reads",
             "/mnt/d  x  dead",

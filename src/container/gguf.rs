@@ -272,7 +272,7 @@ mod tests {
                 }
             }
         }
-        for (at, why) in [(8usize, "truncated"), (16, "truncated"), (24, "truncated")] {
+        for (at, why) in [(8usize, "truncated"), (16, "unknown type"), (24, "truncated")] {
             let mut wrong = file.clone();
             wrong[at..at + 8].fill(0xff);
             let error = parse(&wrong).err().map(|e| e.to_string()).unwrap_or_default();
