@@ -47,6 +47,7 @@ pub struct Importance {
     /// Whether names are GGUF's.
     llama: bool,
     entries: BTreeMap<String, Entry>,
+    digest: [u8; 32],
 }
 
 /// What is said of one weight.
@@ -95,7 +96,7 @@ impl Importance {
         if entries.values().all(|entry| entry.values.is_empty()) {
             return Err(refuse("it says nothing of any weight"));
         }
-        Ok(Self { text: text.to_owned(), llama, entries })
+        Ok(Self { text: text.to_owned(), llama, entries, digest: *blake3::hash(file).as_bytes() })
     }
 
     /// What messages call it: the path.
@@ -124,7 +125,14 @@ impl Importance {
         let Some(expert) = expert else { return Some((name, &entry.values)) };
         let told = entry.matrices.map(|matrices| entry.values.len() / matrices.max(1));
         let each = told.or(cols)?;
-        Some((name, entry.values.get(expert * each..(expert + 1) * each)?))
+        let first = expert.checked_mul(each)?;
+        Some((name, entry.values.get(first..first.checked_add(each)?)?))
+    }
+
+    /// Of the file's content.
+    #[must_use]
+    pub fn digest(&self) -> &[u8; 32] {
+        &self.digest
     }
 
     /// Names of all entries.

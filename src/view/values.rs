@@ -173,7 +173,7 @@ impl Round<'_> {
         let shares = places(planned, &stretch).zip(&planned.parts).filter(|(_, part)| part.is_encoded());
         let shares: Vec<usize> = shares.map(|(share, _)| share.len()).collect();
         encoder.gather(planned, stretch.clone(), rows * cols, buffers)?;
-        self.there_and_back([rows, cols], &shares, buffers);
+        self.there_and_back(stretch.start, [rows, cols], &shares, buffers);
         let (start, line) = match planned.banding.axis {
             Axis::Flat => (stretch.start, rows * cols),
             Axis::Rows => (stretch.start * cols, rows * cols),
@@ -201,15 +201,15 @@ impl Round<'_> {
             stored.resize(rows.len() * band.len() * planned.origin.stored.size(), 0);
             encoder.gathering(planned, window).strip(rows.clone(), band.clone(), stored)?;
             let shares: Vec<usize> = whole.iter().map(|len| len * rows.len() / height).collect();
-            self.there_and_back([rows.len(), band.len()], &shares, buffers);
+            self.there_and_back(band.start, [rows.len(), band.len()], &shares, buffers);
             let start = first * cols + band.start;
             take(Values { given: &self.given, shown: &self.back, start, line: band.len() });
         }
         Ok(())
     }
 
-    /// Encodes what was gathered into parts of these lengths, and decodes them.
-    fn there_and_back(&mut self, [rows, cols]: [usize; 2], shares: &[usize], buffers: &mut Buffers) {
+    /// Encodes what was gathered, from a place along the banding on, into parts of these lengths, and decodes them.
+    fn there_and_back(&mut self, at: usize, [rows, cols]: [usize; 2], shares: &[usize], buffers: &mut Buffers) {
         let Self { shown, given, back, made } = self;
         let (planned, float) = (&*shown.planned, shown.planned.origin.float);
         let data = prepare(&planned.origin, rows * cols, buffers);
@@ -219,7 +219,7 @@ impl Round<'_> {
         made.resize(shares.iter().sum(), 0);
         let mut rest = made.as_mut_slice();
         let mut out: Vec<&mut [u8]> = shares.iter().map(|len| rest.split_off_mut(..*len).unwrap_or_default()).collect();
-        shown.scheme.encode(Rows { data, float, rows, cols }, &mut out);
+        shown.scheme.encode_at(at, Rows { data, float, rows, cols }, &mut out);
         let whole = out.iter().zip(&shown.first).map(|(own, first)| if first.is_empty() { &**own } else { first });
         let parts: Vec<&[u8]> = whole.collect();
         shown.scheme.decode(&parts, float, rows, back);

@@ -214,6 +214,31 @@ fn every_scheme_has_errors() {
     assert!(seen > 60, "{seen}");
 }
 
+/// A scheme that weighs columns is told where a portion lies: stretches that end within rows, and bands of columns.
+#[test]
+fn weighted_codes_are_those_of_the_exported_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let (stem, cols) = ("model.layers.0.mlp.up_proj", 3072);
+    write(&dir.path().join("model.safetensors"), &[bf16(&format!("{stem}.weight"), &[1024, cols])], 8);
+    fs::write(dir.path().join("config.json"), LLAMA).unwrap();
+    let entry = serde_json::json!({ stem: { "dtype": "F32", "shape": [cols], "data_offsets": [0, cols * 4] } });
+    let header = serde_json::to_vec(&entry).unwrap();
+    let mut file = [&(header.len() as u64).to_le_bytes()[..], &header].concat();
+    file.extend((0..cols).flat_map(|i| (if i % 7 == 0 { 100f32 } else { 0.1 }).to_le_bytes()));
+    let importance = Some(Arc::new(plan::Importance::parse("made", &file).unwrap()));
+    let source = Weights::open(dir.path()).unwrap().linear(stem).unwrap().dequantize();
+    for spec in ["mlx-3bit-g64-ls", "gptq-3bit-g128-ls"] {
+        let options = plan::Options { importance: importance.clone(), ..views::options(spec, &[]).unwrap() };
+        let view = views::view(views::open(dir.path()).into(), &options).unwrap();
+        assert!(view.plan().weights[0].tiles() > 1, "{spec}");
+        let out = tempfile::tempdir().unwrap();
+        bulk::export(&view, &out.path().join("view"), &Silent).unwrap();
+        let shown = Weights::open(out.path().join("view")).unwrap().linear(stem).unwrap().dequantize();
+        let found = of(&view).into_iter().flatten().next().unwrap();
+        check(&found, &plain(&source, &shown), spec);
+    }
+}
+
 /// A weight of so many tiles that the order in which they are added up shows.
 #[test]
 fn figures_do_not_depend_on_threads() {

@@ -93,7 +93,9 @@ fn instead(view: &Arc<View>, options: &Options, spec: &Spec) -> Result<Arc<View>
     });
     let components = components.collect::<Result<_, plan::Error>>()?;
     let rules = alike(&options.rules, spec)?;
-    let options = Options { spec: spec.clone(), rules, components, predicate: None, ..options.clone() };
+    // A candidate that only rounds has no use for it.
+    let importance = options.importance.clone().filter(|_| spec.weighs_errors());
+    let options = Options { spec: spec.clone(), rules, components, predicate: None, importance, ..options.clone() };
     let plan = plan::build(view.source().as_ref(), &options)?;
     Ok(View::new(Arc::new(plan), Arc::clone(view.source()), Arc::clone(view.engine())))
 }
