@@ -103,9 +103,7 @@ fn status_of(entry: &mountinfo::Entry) -> Value {
 fn row(status: &Value) -> [String; 12] {
     let text = |key: &str| status[key].as_str().map_or_else(|| "-".to_owned(), shown);
     let number = |value: &Value| value.as_u64().map_or_else(|| "-".to_owned(), |n| n.to_string());
-    let share = |value: &Value| value.as_f64().map_or_else(|| "-".to_owned(), |x| format!("{:.1}%", x * 100.0));
     let bytes = |value: &Value, unit| value.as_u64().map_or_else(|| "-".to_owned(), |n| size::render(n) + unit);
-    let speed = |value: &Value| value.as_f64().map_or_else(|| "-".to_owned(), |x| format!("{x:.2} GB/s"));
     [
         text("mountpoint"),
         text("source"),
@@ -133,8 +131,18 @@ fn spec(status: &Value) -> String {
 }
 
 /// Another user's daemon may say anything.
-fn shown(text: &str) -> String {
+pub(super) fn shown(text: &str) -> String {
     text.replace(char::is_control, "?")
+}
+
+/// A ratio in percent; `-` where there is none.
+pub(super) fn share(ratio: &Value) -> String {
+    ratio.as_f64().map_or_else(|| "-".to_owned(), |x| format!("{:.1}%", x * 100.0))
+}
+
+/// GB/s; `-` where nothing was measured.
+pub(super) fn speed(rate: &Value) -> String {
+    rate.as_f64().map_or_else(|| "-".to_owned(), |x| format!("{x:.2} GB/s"))
 }
 
 /// How much `--cache-dir` holds, and how many of the tiles that were asked for; `-` where there is none.

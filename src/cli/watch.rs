@@ -8,7 +8,10 @@ use std::{io::Write, thread, time::Duration};
 use console::Term;
 use serde_json::Value;
 
-use crate::cli::{Failure, size};
+use crate::cli::{
+    Failure, size,
+    status::{share, shown, speed},
+};
 
 /// Between two drawings; the daemons count bytes by the second.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -44,11 +47,9 @@ fn page(mounts: &[Value]) -> Vec<String> {
 }
 
 fn block(mount: &Value) -> Vec<String> {
-    // Another user's daemon may say anything.
-    let text = |value: &Value| value.as_str().unwrap_or("-").replace(char::is_control, "?");
+    let text = |value: &Value| shown(value.as_str().unwrap_or("-"));
     let number = |value: &Value| value.as_u64().unwrap_or(0);
     let bytes = |value: &Value| size::render(number(value));
-    let share = |value: &Value| value.as_f64().map_or_else(|| "-".to_owned(), |x| format!("{:.1}%", x * 100.0));
     let c = &mount["counters"];
     let mut lines =
         vec![format!("{}  {}  {}", text(&mount["mountpoint"]), text(&mount["source"]), text(&mount["state"]))];
@@ -70,7 +71,6 @@ fn block(mount: &Value) -> Vec<String> {
         let spec = if spec == name { String::new() } else { format!(" = {spec}") };
         lines.push(format!("  shows   {name}{spec}, {}, {open} open{asleep}", bytes(&view["bytes"])));
     }
-    let speed = |value: &Value| value.as_f64().map_or_else(|| "-".to_owned(), |x| format!("{x:.2} GB/s"));
     let n = |key: &str| number(&c[key]);
     lines.extend([
         format!(

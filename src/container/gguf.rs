@@ -2,8 +2,8 @@
 //! matrices); models themselves are not read.
 //!
 //! Versions 2 and 3, little endian. Nothing is believed before the bytes for it are seen: every length is checked against
-//! what is left of the file, and nothing is made that is larger than the file. Names are unique, tensors lie within the
-//! file.
+//! what is left of the file. What is made of a file of the tiniest records takes up to six times its bytes. Names are
+//! unique, tensors lie within the file.
 
 use std::{collections::HashSet, ops::Range, str};
 

@@ -36,6 +36,13 @@ pub(crate) fn write(path: &Path, tensors: &[Written], align: usize) {
     fs::write(path, bytes).unwrap();
 }
 
+/// A tensor of [`values`], its name's length their seed.
+pub(crate) fn bf16(name: &str, shape: &[usize]) -> Written {
+    let count = shape.iter().product();
+    let data = values(name.len() as u64, count).into_iter().flat_map(|v| half::bf16::from_f32(v).to_le_bytes());
+    tensor(name, Dtype::BF16, shape, data.collect())
+}
+
 /// Values between -1 and 1, the same for the same seed.
 pub(crate) fn values(seed: u64, count: usize) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;

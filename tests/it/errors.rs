@@ -20,16 +20,10 @@ use quantfs::{
 
 use crate::common::{
     views,
-    written::{Written, quantized, schemes, tensor, values, write},
+    written::{bf16, quantized, schemes, tensor, values, write},
 };
 
 const LLAMA: &str = r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "bfloat16"}"#;
-
-fn bf16(name: &str, shape: &[usize]) -> Written {
-    let count = shape.iter().product();
-    let data = values(name.len() as u64, count).into_iter().flat_map(|v| half::bf16::from_f32(v).to_le_bytes());
-    tensor(name, Dtype::BF16, shape, data.collect())
-}
 
 /// Projections that loaders fuse, one of several tiles, one that fits few groups, and what stays dense.
 fn model(dir: &Path) {

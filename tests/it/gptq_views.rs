@@ -18,16 +18,10 @@ use serde_json::{Value, json};
 use crate::common::{
     memory::{Layout, Memory, Random, materialize, run},
     views,
-    written::{Written, tensor, values, write},
+    written::{bf16, write},
 };
 
 const LLAMA: &str = r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "bfloat16"}"#;
-
-fn bf16(name: &str, shape: &[usize]) -> Written {
-    let count = shape.iter().product();
-    let data = values(name.len() as u64, count).into_iter().flat_map(|v| half::bf16::from_f32(v).to_le_bytes());
-    tensor(name, Dtype::BF16, shape, data.collect())
-}
 
 /// A block with a projection that fits every group, one that fits none, a router, and the output layer.
 fn model(dir: &Path) {

@@ -6,12 +6,12 @@ use std::{
     process::{Command, Output},
 };
 
-use quantfs::{bulk::report, plan::Spec, tensor::Dtype};
+use quantfs::{bulk::report, plan::Spec};
 use serde_json::Value;
 
 use crate::common::{
     views,
-    written::{tensor, values, write},
+    written::{bf16, write},
 };
 
 const LLAMA: &str = r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "bfloat16"}"#;
@@ -19,11 +19,6 @@ const HOSTILE: &str =
     "model.layers.1.mlp.</script><script>document.title='broken out'</script><!--\u{2028}\"'&{{facts}}";
 
 fn model(dir: &Path) {
-    let bf16 = |name: &str, shape: &[usize]| {
-        let count = shape.iter().product();
-        let data = values(name.len() as u64, count).into_iter().flat_map(|v| half::bf16::from_f32(v).to_le_bytes());
-        tensor(name, Dtype::BF16, shape, data.collect())
-    };
     let tensors = [
         bf16("lm_head.weight", &[64, 128]),
         bf16("model.embed_tokens.weight", &[64, 128]),
