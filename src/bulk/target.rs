@@ -199,10 +199,12 @@ fn looked(view: &View, row: &Row, scheme: &Arc<dyn Scheme>, importance: Option<&
     let sums = errors::of_candidate(view, weight, scheme, &Asked { sample: Some(SAMPLE), importance })?;
     // Elements that are shown as NaN are lost altogether.
     let lost = sums.lost as f64 / (sums.elements as f64).max(1.0);
-    let relative = match (sums.weighted, sums.weighted_energy) {
-        (error, energy) if energy > 0.0 => error / energy,
-        (error, _) => f64::from(u8::from(error > 0.0)),
-    };
+    // Importance that is zero throughout says nothing: all columns weigh the same.
+    let pairs = [(sums.weighted, sums.weighted_energy), (sums.error, sums.energy)];
+    let relative = pairs
+        .into_iter()
+        .find(|(_, energy)| *energy > 0.0)
+        .map_or_else(|| f64::from(u8::from(sums.error > 0.0)), |(error, energy)| error / energy);
     Ok((parts.iter().map(|part| part.len() as u64).sum(), relative + lost))
 }
 

@@ -291,6 +291,21 @@ fn an_importance_file_is_for_the_choice_where_the_method_rounds() {
     assert!(why.contains("another model"), "{why}");
 }
 
+/// Importance that is zero throughout says nothing of a weight, and not that nothing is lost of it.
+#[test]
+fn importance_of_zero_is_none() {
+    let (dir, scratch) = (model(PLAIN, 0), tempfile::tempdir().unwrap());
+    let path = scratch.path().join("zeros.safetensors");
+    write(&path, &[tensor("model.layers.1.self_attn.q_proj", Dtype::F32, &[128], vec![0; 512])], 8);
+    let recipe = |more: &[&str]| {
+        let out =
+            quantfs(dir.path(), scratch.path(), &[&["recipe", "--target-bpw", "4.7", "--spec", "4bit"], more].concat());
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        String::from_utf8(out.stdout).unwrap()
+    };
+    assert_eq!(recipe(&["--importance", path.to_str().unwrap()]), recipe(&[]));
+}
+
 #[cfg(feature = "cli")]
 #[test]
 fn a_choice_is_printed_as_a_recipe_and_remembered() {
