@@ -5,7 +5,7 @@
 
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main, measurement::WallTime};
 use quantfs::{
-    kernel::{Affine, Cast, Flavour, Kernels, Micro, MicroCode, ScaleRule, available},
+    kernel::{Affine, Cast, Choice, Columns, Flavour, Kernels, Method, Micro, MicroCode, Rule, ScaleRule, available},
     tensor::Float,
 };
 use std::{hint::black_box, time::Duration};
@@ -75,6 +75,39 @@ fn affine(c: &mut Criterion) {
     }
 }
 
+/// Codes that are searched for.
+fn methods(c: &mut Criterion) {
+    let mut group = c.benchmark_group("methods");
+    let src = weights(Float::Bf16);
+    let importance: Vec<f32> = (0..1024u16).map(|k| f32::from(k % 7)).collect();
+    for (name, method, importance) in
+        [("ls", Method::Ls, &[][..]), ("ls-weighted", Method::Ls, &importance), ("hqq", Method::Hqq, &[])]
+    {
+        let choice = Choice { method, importance, first: 0 };
+        for (bits, size) in [(4, 64), (4, 32), (3, 64), (2, 64), (8, 64)] {
+            let job = Affine { bits, group: size, float: Float::Bf16, stored: Float::Bf16, flavour: Flavour::Cpu };
+            let (codes, params) = (ELEMENTS / 8 * bits as usize, ELEMENTS / size * 2);
+            case(&mut group, &format!("{name}/b{bits}-g{size}"), &src, codes + 2 * params, |k, src, out| {
+                let (codes, rest) = out.split_at_mut(codes);
+                let (scales, biases) = rest.split_at_mut(params);
+                k.choose_affine(&job, &choice, src, [codes, scales, biases]);
+            });
+        }
+    }
+    let choice = Choice { method: Method::Ls, importance: &[], first: 0 };
+    for symmetric in [true, false] {
+        let rule = Rule::Gptq { bits: 4, symmetric, less_one: false };
+        let job = Columns { float: Float::Bf16, cols: 1024, group: 128, rule };
+        let (codes, groups) = (ELEMENTS / 2, ELEMENTS / 128);
+        let name = format!("ls/gptq-b4-g128-{}", if symmetric { "sym" } else { "asym" });
+        case(&mut group, &name, &src, codes + groups / 2 + groups * 2, |k, src, out| {
+            let (codes, rest) = out.split_at_mut(codes);
+            let (zeros, scales) = rest.split_at_mut(groups / 2);
+            k.choose_columns(&job, &choice, src, [codes, zeros, scales]);
+        });
+    }
+}
+
 fn micro(c: &mut Criterion) {
     let mut group = c.benchmark_group("micro");
     for float in [Float::Bf16, Float::F16, Float::F32] {
@@ -107,6 +140,6 @@ fn cast(c: &mut Criterion) {
 criterion_group! {
     name = benches;
     config = Criterion::default().sample_size(15).warm_up_time(Duration::from_millis(200)).measurement_time(Duration::from_millis(600));
-    targets = affine, micro, cast
+    targets = affine, methods, micro, cast
 }
 criterion_main!(benches);

@@ -9,24 +9,26 @@
 //! scale NaN, its sign is that of x86's own NaN (MLX's CPU arithmetic runs there): negative, but
 //! positive where maximum and minimum are the same infinity.
 
+use std::array::from_fn;
+
 use crate::{
     kernel::{Affine, Choice, Flavour, Method},
     tensor::Float,
 };
 
 use super::{
-    BLOCK, ROUNDER, larger, narrow,
+    BLOCK, ROUNDER,
+    groups::{Each, Groups},
+    larger, narrow,
     pack::{pack, unpack},
     round_to,
-    search::{Groups, half_quadratic, least_squares},
+    search::{half_quadratic, least_squares},
     sixteen::{LANES, Sixteen},
     smaller, widen,
 };
 
 /// Groups of a block at most.
 const GROUPS: usize = BLOCK / 32;
-/// Elements of a group at most.
-const LONGEST: usize = 128;
 /// Smallest scale of a group, from the reference.
 const EPSILON: f32 = 1e-7;
 
@@ -75,7 +77,7 @@ pub(in crate::kernel) fn choose<S: Sixteen>(
     let mut values = [0f32; BLOCK];
     let mut coded = [[0u8; BLOCK]; 2];
     let none = || Fits { scale: [0.0; GROUPS], bias: [0.0; GROUPS] };
-    let (mut fits, mut groups) = ([none(), none()], Groups::NONE);
+    let (mut fits, mut spans, mut groups) = ([none(), none()], none(), Groups::NONE);
     let blocks = src.chunks(BLOCK * job.float.size());
     let code_blocks = codes.chunks_mut(BLOCK / 8 * job.bits as usize);
     let per_block = BLOCK / job.group * job.stored.size();
@@ -85,10 +87,10 @@ pub(in crate::kernel) fn choose<S: Sixteen>(
         let [plain, better] = &mut coded;
         let (plain, better) = (&mut plain[..values.len()], &mut better[..values.len()]);
         widen(job.float, block, values);
-        extrema_of_groups(job, values, &mut fits[0]);
-        fit(job, &mut fits[0]);
         let choice = Choice { first: choice.first + number * BLOCK, ..*choice };
-        propose(lanes, job, &choice, values, &mut groups, &mut fits[1]);
+        propose(lanes, job, &choice, values, &mut groups, (&mut spans, &mut fits[1]));
+        begin(job, &spans, &mut fits[0]);
+        fit(job, &mut fits[0]);
         for (fits, coded) in fits.iter().zip([&mut *plain, &mut *better]) {
             match job.flavour {
                 Flavour::Cpu => code(job, values, fits, coded, half_to_even),
@@ -97,14 +99,14 @@ pub(in crate::kernel) fn choose<S: Sixteen>(
         }
         round_to(job.stored, &mut fits[0].scale);
         round_to(job.stored, &mut fits[0].bias);
-        take(lanes, job, &choice, values, &mut fits, [plain, better]);
+        take(lanes, job, &choice, (values, &spans), &mut fits, [plain, better]);
         pack(job.bits, plain, codes);
         narrow(job.stored, &fits[0].scale, scales);
         narrow(job.stored, &fits[0].bias, biases);
     }
 }
 
-/// What a method proposes for the groups of a block.
+/// Leaves each group's maximum and minimum in `spans`, and what a method proposes for it in `fits`.
 #[inline(always)]
 fn propose<S: Sixteen>(
     lanes: S,
@@ -112,20 +114,20 @@ fn propose<S: Sixteen>(
     choice: &Choice<'_>,
     values: &[f32],
     groups: &mut Groups,
-    fits: &mut Fits<GROUPS>,
+    (spans, fits): (&mut Fits<GROUPS>, &mut Fits<GROUPS>),
 ) {
     let top = highest_code(job.bits);
-    let found = fits.scale.as_chunks_mut::<LANES>().0.iter_mut().zip(fits.bias.as_chunks_mut::<LANES>().0);
-    for (number, (sixteen, (scale, bias))) in values.chunks(LANES * job.group).zip(found).enumerate() {
-        let spans = sixteen.chunks_exact(job.group).map(|group| extrema(group, f32::INFINITY, f32::NEG_INFINITY));
-        groups.take(job.group, sixteen.chunks_exact(job.group), spans, |lane| {
-            choice.of_group(number * LANES + lane, job.group)
-        });
+    for (number, sixteen) in values.chunks(LANES * job.group).enumerate() {
+        let first = number * LANES;
+        groups.take(lanes, job.group, sixteen.chunks_exact(job.group), |lane| choice.of_group(first + lane, job.group));
         let line = match choice.method {
             Method::Hqq => half_quadratic(lanes, top, job.stored, groups),
             Method::Rtn | Method::Ls => least_squares(lanes, top, job.stored, groups),
         };
-        (*scale, *bias) = (line.scale, line.bias);
+        spans.bias[first..][..LANES].copy_from_slice(&groups.least);
+        spans.scale[first..][..LANES].copy_from_slice(&groups.most);
+        fits.bias[first..][..LANES].copy_from_slice(&line.bias);
+        fits.scale[first..][..LANES].copy_from_slice(&line.scale);
     }
 }
 
@@ -135,55 +137,66 @@ fn take<S: Sixteen>(
     lanes: S,
     job: &Affine,
     choice: &Choice<'_>,
-    values: &[f32],
+    (values, spans): (&[f32], &Fits<GROUPS>),
     [fits, proposed]: &mut [Fits<GROUPS>; 2],
     [plain, better]: [&mut [u8]; 2],
 ) {
-    let coded = plain.chunks_exact_mut(job.group).zip(better.chunks_exact(job.group));
-    for (number, (values, (plain, better))) in values.chunks_exact(job.group).zip(coded).enumerate() {
-        let of = |fits: &Fits<GROUPS>| Fits { scale: [fits.scale[number]], bias: [fits.bias[number]] };
-        let line = of(proposed);
-        let taken = match choice.method {
-            Method::Hqq => line.scale[0].is_finite() && line.bias[0].is_finite(),
-            Method::Rtn | Method::Ls => {
-                let weights = choice.of_group(number, job.group);
-                // No closure calls it twice: that would be a function of its own, without the instance's features.
-                let after = error(lanes, job, values, weights, (&line, better));
-                after < error(lanes, job, values, weights, (&of(fits), plain))
+    let taken: [bool; GROUPS] = match choice.method {
+        Method::Hqq => from_fn(|i| proposed.scale[i].is_finite() && proposed.bias[i].is_finite()),
+        Method::Rtn | Method::Ls => {
+            let mut errors = [[0f32; GROUPS]; 2];
+            for (errors, (fits, coded)) in errors.iter_mut().zip([(&*fits, &*plain), (&*proposed, &*better)]) {
+                errors_of_groups(lanes, job, choice, (values, spans), (fits, coded), errors);
             }
-        };
-        if taken {
-            plain.copy_from_slice(better);
-            (fits.scale[number], fits.bias[number]) = (line.scale[0], line.bias[0]);
+            from_fn(|i| errors[1][i] < errors[0][i])
         }
+    };
+    let coded = plain.chunks_exact_mut(job.group).zip(better.chunks_exact(job.group));
+    for (number, (plain, better)) in coded.enumerate().filter(|(number, _)| taken[*number]) {
+        plain.copy_from_slice(better);
+        (fits.scale[number], fits.bias[number]) = (proposed.scale[number], proposed.bias[number]);
     }
 }
 
-/// The squared error of a group's decoded values, in parts of its span, that neither huge nor tiny elements leave the
+/// The squared errors of the groups' decoded values, in parts of their spans, that neither huge nor tiny elements leave the
 /// range of floats.
 #[inline(always)]
-fn error<S: Sixteen>(
+fn errors_of_groups<S: Sixteen>(
     lanes: S,
     job: &Affine,
-    values: &[f32],
-    weights: Option<&[f32]>,
-    (fits, coded): (&Fits<1>, &[u8]),
-) -> f32 {
-    let mut decoded = [0f32; LONGEST];
+    choice: &Choice<'_>,
+    (values, spans): (&[f32], &Fits<GROUPS>),
+    (fits, coded): (&Fits<GROUPS>, &[u8]),
+    errors: &mut [f32; GROUPS],
+) {
+    let mut decoded = [0f32; BLOCK];
     let decoded = &mut decoded[..values.len()];
     decode_as(lanes, job, coded, fits, decoded);
-    let (least, most) = extrema(values, f32::INFINITY, f32::NEG_INFINITY);
-    let inverse = 1.0 / larger(most - least, f32::MIN_POSITIVE);
-    let mut sums = [0f32; LANES];
+    let groups = values.chunks_exact(job.group).zip(decoded.chunks_exact(job.group));
+    let mut sums = [[0f32; LANES]; GROUPS];
+    for (number, (sums, (values, decoded))) in sums.iter_mut().zip(groups).enumerate() {
+        let inverse = 1.0 / larger(spans.scale[number] - spans.bias[number], f32::MIN_POSITIVE);
+        *sums = error(lanes, values, decoded, choice.of_group(number, job.group), inverse);
+    }
+    for (sums, errors) in sums.as_chunks::<LANES>().0.iter().zip(errors.as_chunks_mut::<LANES>().0) {
+        *errors = lanes.halves(sums);
+    }
+}
+
+/// The squared errors of a group's values, each sixteenth of them summed.
+#[inline(always)]
+fn error<S: Sixteen>(lanes: S, values: &[f32], decoded: &[f32], weights: Option<&[f32]>, inverse: f32) -> Each {
+    let mut sum = lanes.load(&[0.0; LANES]);
     let pairs = values.as_chunks::<LANES>().0.iter().zip(decoded.as_chunks::<LANES>().0);
     for (run, (values, decoded)) in pairs.enumerate() {
-        let weights = weights.and_then(|all| all.as_chunks::<LANES>().0.get(run)).unwrap_or(&[1.0; LANES]);
-        for i in 0..LANES {
-            let off = (values[i] - decoded[i]) * inverse;
-            sums[i] += weights[i] * (off * off);
-        }
+        let off = lanes.times(lanes.subtract(lanes.load(values), lanes.load(decoded)), inverse);
+        let weights = weights.and_then(|all| all.as_chunks::<LANES>().0.get(run));
+        let weighed = weights.map_or(off, |weights| lanes.product(lanes.load(weights), off));
+        sum = lanes.add_product(sum, weighed, off);
     }
-    sums.iter().sum()
+    let mut out = [0.0; LANES];
+    lanes.store(sum, &mut out);
+    out
 }
 
 /// Leaves each group's maximum in `scale` and its minimum in `bias`.
@@ -192,6 +205,16 @@ fn extrema_of_groups(job: &Affine, values: &[f32], fits: &mut Fits<GROUPS>) {
     let (lowest, highest) = start(job);
     for ((group, min), max) in values.chunks_exact(job.group).zip(&mut fits.bias).zip(&mut fits.scale) {
         (*min, *max) = extrema(group, lowest, highest);
+    }
+}
+
+/// The same, given what they are by themselves.
+#[inline(always)]
+fn begin(job: &Affine, spans: &Fits<GROUPS>, fits: &mut Fits<GROUPS>) {
+    let (lowest, highest) = start(job);
+    for i in 0..GROUPS {
+        fits.bias[i] = smaller(spans.bias[i], lowest);
+        fits.scale[i] = larger(spans.scale[i], highest);
     }
 }
 

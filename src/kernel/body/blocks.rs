@@ -12,11 +12,11 @@ use crate::{
 
 use super::{
     affine::{extrema, half_up},
-    grid::{Grid, Points, improve},
+    grid::{Code, Grid, Points, improve},
+    groups::Groups,
     larger,
     pack::pack,
-    search::Groups,
-    sixteen::{LANES, Sixteen},
+    sixteen::{LANES, Plain, Sixteen},
     smaller,
 };
 
@@ -84,7 +84,7 @@ fn symmetric_code(w: f32, scale: f32) -> u8 {
 /// Packed codes, scales and zero points of the blocks of a row.
 #[inline(always)]
 pub(in crate::kernel) fn quantize(job: &Blocks, row: &[f32], codes: &mut [u8], scales: &mut [f32], zeros: &mut [u8]) {
-    quantize_with(job, row, codes, (scales, zeros), |_, _, _, _| {});
+    quantize_with(job, row, codes, (scales, zeros), None::<&mut Search<'_, Plain>>);
 }
 
 /// The same with better parameters, where a search finds some; scales are rounded to `stored`.
@@ -97,32 +97,59 @@ pub(in crate::kernel) fn choose<S: Sixteen>(
     codes: &mut [u8],
     found: (&mut [f32], &mut [u8]),
 ) {
-    let top = highest(job.bits);
-    let middle = (top + 1.0) * 0.5;
-    let zeros = if job.symmetric { (middle, middle) } else { (0.0, top) };
-    let grid = Grid { top, zeros, signed: true, stored, decoded: Float::F32 };
-    let mut groups = Groups::NONE;
-    quantize_with(job, row, codes, found, |first, blocks, scale, zero| {
-        let spans = blocks.chunks(job.block).map(extremes);
-        groups.take(job.block, blocks.chunks(job.block), spans, |lane| choice.of_group(first + lane, job.block));
-        let mut points = zero.map(f32::from);
-        improve(lanes, &grid, &mut groups, Points { scale, zero: &mut points }, |w, scale, zero| {
-            let reciprocal = if scale == 0.0 { 0.0 } else { 1.0 / scale };
-            f32::from(nearest(w * reciprocal + zero, top))
-        });
-        *zero = points.map(|zero| nearest(zero, top));
-    });
+    let search = &mut Search { lanes, job, choice, stored, groups: Groups::NONE };
+    quantize_with(job, row, codes, found, Some(search));
 }
 
-/// The blocks of a row, sixteen after sixteen, whose scales and zero points are changed before they are used, given
-/// the number of the first and their values.
+/// A search for better parameters. No closure, which would be a function of its own, without the instance's features.
+struct Search<'a, S> {
+    lanes: S,
+    job: &'a Blocks,
+    choice: &'a Choice<'a>,
+    /// Of scales.
+    stored: Float,
+    groups: Groups,
+}
+
+impl<S: Sixteen> Search<'_, S> {
+    /// Changes the parameters of blocks, given the number of the first.
+    #[inline(always)]
+    fn improve(&mut self, first: usize, blocks: &[f32], (scale, zero): (&mut [f32; LANES], &mut [u8; LANES])) {
+        let Self { lanes, job, choice, groups, .. } = self;
+        let top = highest(job.bits);
+        let middle = (top + 1.0) * 0.5;
+        let zeros = if job.symmetric { (middle, middle) } else { (0.0, top) };
+        let grid = Grid { top, zeros, signed: true, stored: self.stored, decoded: Float::F32 };
+        groups.take(*lanes, job.block, blocks.chunks(job.block), |lane| choice.of_group(first + lane, job.block));
+        let mut points = zero.map(f32::from);
+        improve(*lanes, &grid, groups, Points { scale, zero: &mut points }, Codes { top });
+        *zero = points.map(|zero| nearest(zero, top));
+    }
+}
+
+/// Codes by a reciprocal.
+#[derive(Clone, Copy)]
+struct Codes {
+    top: f32,
+}
+
+impl Code for Codes {
+    #[inline(always)]
+    fn code(self, w: f32, scale: f32, zero: f32) -> f32 {
+        let reciprocal = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+        f32::from(nearest(w * reciprocal + zero, self.top))
+    }
+}
+
+/// The blocks of a row, sixteen after sixteen, whose scales and zero points are changed before they are used, where there is a
+/// search for better ones.
 #[inline(always)]
-fn quantize_with(
+fn quantize_with<S: Sixteen>(
     job: &Blocks,
     row: &[f32],
     codes: &mut [u8],
     (scales, zeros): (&mut [f32], &mut [u8]),
-    mut change: impl FnMut(usize, &[f32], &mut [f32; LANES], &mut [u8; LANES]),
+    mut search: Option<&mut Search<'_, S>>,
 ) {
     let mut coded = [0u8; PART];
     let outs = codes.chunks_mut(LANES * job.bytes()).zip(scales.chunks_mut(LANES)).zip(zeros.chunks_mut(LANES));
@@ -135,7 +162,9 @@ fn quantize_with(
         for i in 0..LANES {
             (found.0[i], found.1[i]) = parameters(job, least[i], most[i]);
         }
-        change(number * LANES, blocks, &mut found.0, &mut found.1);
+        if let Some(search) = &mut search {
+            search.improve(number * LANES, blocks, (&mut found.0, &mut found.1));
+        }
         scales.copy_from_slice(&found.0[..scales.len()]);
         zeros.copy_from_slice(&found.1[..zeros.len()]);
         let parameters = scales.iter().zip(zeros);

@@ -13,19 +13,17 @@ use crate::{
 };
 
 use super::{
+    SIGNED_ROUNDER,
     affine::extrema,
-    grid::{Grid, Points, improve},
+    grid::{Code, Grid, Points, improve},
+    groups::Groups,
     larger, narrow,
     pack::pack,
     round_to,
-    search::Groups,
-    sixteen::{LANES, Sixteen},
+    sixteen::{LANES, Plain, Sixteen},
     smaller, widen,
 };
 
-/// 1.5 * 2^23: added to a value of at most 2^22 in magnitude it leaves the value rounded half to even, in
-/// two's complement in the low bits.
-const ROUNDER: f32 = 12_582_912.0;
 /// Values that are coded together: with fewer, the compiler takes one of each of several runs.
 const RUN: usize = 32;
 /// Elements of the longest group.
@@ -55,7 +53,7 @@ struct Scratch {
 /// Codes, zero points and scales of a band; see [`Columns`] for their layout.
 #[inline(always)]
 pub(in crate::kernel) fn quantize(job: &Columns, src: &[u8], codes: &mut [u8], zeros: &mut [u8], scales: &mut [u8]) {
-    quantize_with(job, src, [codes, zeros, scales], |_, _, _| {});
+    quantize_with(job, src, [codes, zeros, scales], None::<&mut Search<'_, Plain>>);
 }
 
 /// The same with better parameters, where a search finds some.
@@ -67,34 +65,78 @@ pub(in crate::kernel) fn choose<S: Sixteen>(
     src: &[u8],
     out: [&mut [u8]; 3],
 ) {
-    let top = highest(job.bits());
-    let zeros = match job.rule {
-        Rule::Gptq { symmetric: true, .. } => ((top + 1.0) * 0.5, (top + 1.0) * 0.5),
-        Rule::Gptq { less_one, .. } => (f32::from(u8::from(less_one)), top),
-        Rule::Awq => (0.0, top),
-    };
-    let grid = Grid { top, zeros, signed: false, stored: Float::F16, decoded: Float::F32 };
-    let mut groups = Groups::NONE;
-    quantize_with(job, src, out, |number, values, fits| {
-        let rows = || values.iter().map(|values| &values[..job.group]);
-        let spans = rows().map(|group| extrema(group, f32::INFINITY, f32::NEG_INFINITY));
-        groups.take(job.group, rows(), spans, |_| choice.of_group(number, job.group));
-        let points = Points { scale: &mut fits.scale, zero: &mut fits.zero };
-        improve(lanes, &grid, &mut groups, points, |w, scale, zero| {
-            let exact = w / scale;
-            let exact = if job.rule == Rule::Awq { eleven_bits(exact) } else { exact };
-            (smaller(larger(exact, -zero), top - zero) + ROUNDER) - ROUNDER + zero
-        });
-    });
+    quantize_with(job, src, out, Some(&mut Search { lanes, job, choice, groups: Groups::NONE }));
 }
 
-/// A band whose fits are changed before they are used, given the number of the group and its values.
+/// A search for better fits. No closure, which would be a function of its own, without the instance's features.
+struct Search<'a, S> {
+    lanes: S,
+    job: &'a Columns,
+    choice: &'a Choice<'a>,
+    groups: Groups,
+}
+
+impl<S: Sixteen> Search<'_, S> {
+    /// Changes the fits of groups of this number.
+    #[inline(always)]
+    fn improve(&mut self, number: usize, values: &[[f32; LONGEST]; LANES], fits: &mut Fits) {
+        let Self { lanes, job, choice, groups } = self;
+        let top = highest(job.bits());
+        let zeros = match job.rule {
+            Rule::Gptq { symmetric: true, .. } => ((top + 1.0) * 0.5, (top + 1.0) * 0.5),
+            Rule::Gptq { less_one, .. } => (f32::from(u8::from(less_one)), top),
+            Rule::Awq => (0.0, top),
+        };
+        let grid = Grid { top, zeros, signed: false, stored: Float::F16, decoded: Float::F32 };
+        let rows = values.iter().map(|values| &values[..job.group]);
+        groups.take(*lanes, job.group, rows, |_| choice.of_group(number, job.group));
+        let points = Points { scale: &mut fits.scale, zero: &mut fits.zero };
+        match job.rule {
+            Rule::Gptq { .. } => improve(*lanes, &grid, groups, points, Whole { top }),
+            Rule::Awq => improve(*lanes, &grid, groups, points, Half { top }),
+        }
+    }
+}
+
+/// Codes as [`code`] has them for GPTQ.
+#[derive(Clone, Copy)]
+struct Whole {
+    top: f32,
+}
+
+impl Code for Whole {
+    #[inline(always)]
+    fn code(self, w: f32, scale: f32, zero: f32) -> f32 {
+        held(w / scale, zero, self.top)
+    }
+}
+
+/// The same for AWQ, which divides halves.
+#[derive(Clone, Copy)]
+struct Half {
+    top: f32,
+}
+
+impl Code for Half {
+    #[inline(always)]
+    fn code(self, w: f32, scale: f32, zero: f32) -> f32 {
+        held(eleven_bits(w / scale), zero, self.top)
+    }
+}
+
+/// The code of so many steps from a zero point.
 #[inline(always)]
-fn quantize_with(
+fn held(exact: f32, zero: f32, top: f32) -> f32 {
+    (smaller(larger(exact, -zero), top - zero) + SIGNED_ROUNDER) - SIGNED_ROUNDER + zero
+}
+
+/// A band whose fits are changed before they are used, where there is a search for better ones.
+#[inline(always)]
+fn quantize_with<S: Sixteen>(
     job: &Columns,
     src: &[u8],
     [codes, zeros, scales]: [&mut [u8]; 3],
-    mut change: impl FnMut(usize, &[[f32; LONGEST]; LANES], &mut Fits),
+    mut search: Option<&mut Search<'_, S>>,
 ) {
     let mut scratch = Scratch {
         values: [[0.0; LONGEST]; LANES],
@@ -112,7 +154,11 @@ fn quantize_with(
         for group in 0..groups {
             for (number, sixteen) in some.chunks_exact(LANES * row_bytes).enumerate() {
                 let rows = sixteen.chunks_exact(row_bytes).map(|row| &row[group * group_bytes..][..group_bytes]);
-                code_rows(job, rows, number, &mut scratch, |values, fits| change(group, values, fits));
+                let mut fits = widen_rows(job, rows, &mut scratch.values);
+                if let Some(search) = &mut search {
+                    search.improve(group, &scratch.values, &mut fits);
+                }
+                code_rows(job, &fits, number, &mut scratch);
             }
             let codes = &mut codes[group * code_bytes..][..code_bytes];
             turn(&scratch.words, count / per_word, line, &mut codes[first / per_word * 4..]);
@@ -123,16 +169,9 @@ fn quantize_with(
     }
 }
 
-/// The words of one group of the sixteen rows of this number.
+/// The values of one group of sixteen rows, and their fits.
 #[inline(always)]
-fn code_rows<'a>(
-    job: &Columns,
-    rows: impl Iterator<Item = &'a [u8]>,
-    number: usize,
-    scratch: &mut Scratch,
-    change: impl FnOnce(&[[f32; LONGEST]; LANES], &mut Fits),
-) {
-    let Scratch { values, coded, words, zeros, scales } = scratch;
+fn widen_rows<'a>(job: &Columns, rows: impl Iterator<Item = &'a [u8]>, values: &mut [[f32; LONGEST]; LANES]) -> Fits {
     for (row, values) in rows.zip(values.iter_mut()) {
         let values = &mut values[..job.group];
         widen(job.float, row, values);
@@ -140,11 +179,16 @@ fn code_rows<'a>(
             round_to(Float::F16, values);
         }
     }
-    let mut fits = fit(job, values);
-    change(values, &mut fits);
+    fit(job, values)
+}
+
+/// The words of one group of the sixteen rows of this number.
+#[inline(always)]
+fn code_rows(job: &Columns, fits: &Fits, number: usize, scratch: &mut Scratch) {
+    let Scratch { values, coded, words, zeros, scales } = scratch;
     let own = number * LANES..(number + 1) * LANES;
     scales[own.clone()].copy_from_slice(&fits.scale);
-    zeros[own].iter_mut().zip(fits.zero).for_each(|(stored, zero)| *stored = low_byte(zero + ROUNDER));
+    zeros[own].iter_mut().zip(fits.zero).for_each(|(stored, zero)| *stored = low_byte(zero + SIGNED_ROUNDER));
     for (i, (values, coded)) in values.iter().zip(coded.iter_mut()).enumerate() {
         let (values, coded) = (&values[..job.group], &mut coded[..job.group]);
         match job.rule {
@@ -300,7 +344,7 @@ fn fit_awq(least: f32, most: f32) -> (f32, f32) {
 #[inline(always)]
 fn nearest(exact: f32, low: f32, high: f32) -> f32 {
     let number = if exact.is_nan() { 0.0 } else { exact };
-    (smaller(larger(number, low), high) + ROUNDER) - ROUNDER
+    (smaller(larger(number, low), high) + SIGNED_ROUNDER) - SIGNED_ROUNDER
 }
 
 /// Codes of a group: `w / scale` through `step`, rounded half to even, from the zero point. A whole number is
@@ -311,12 +355,12 @@ fn code(values: &[f32], scale: f32, zero: f32, top: f32, coded: &mut [u8], step:
     for (values, coded) in values.as_chunks::<RUN>().0.iter().zip(coded.as_chunks_mut::<RUN>().0) {
         for i in 0..RUN {
             let bounded = smaller(larger(step(values[i] / scale), low), high);
-            coded[i] = low_byte((bounded + ROUNDER) + zero);
+            coded[i] = low_byte((bounded + SIGNED_ROUNDER) + zero);
         }
     }
 }
 
-/// A whole number below 256 that was added to [`ROUNDER`].
+/// A whole number below 256 that was added to [`SIGNED_ROUNDER`].
 #[inline(always)]
 fn low_byte(rounded: f32) -> u8 {
     (rounded.to_bits() & 0xff) as u8

@@ -10,8 +10,10 @@ use std::array::from_fn;
 use crate::{kernel::rounded, tensor::Float};
 
 use super::{
-    ROUNDER, larger,
-    search::{Each, Groups, LEAST_UNIT},
+    ROUNDER,
+    groups::{Each, Groups, Sums, Trial},
+    larger,
+    search::LEAST_UNIT,
     sixteen::{LANES, Sixteen},
     smaller,
 };
@@ -42,18 +44,18 @@ pub(super) struct Points<'a> {
     pub(super) zero: &'a mut Each,
 }
 
-/// Replaces parameters by better ones. `code` is the code of an element, given scale and zero point.
+/// How a format codes an element. No closure, which would be a function of its own, without the instance's features.
+pub(super) trait Code: Copy {
+    /// The code, 0 to the largest one, given a scale as it is stored and a zero point.
+    fn code(self, w: f32, scale: f32, zero: f32) -> f32;
+}
+
+/// Replaces parameters by better ones.
 #[inline(always)]
-pub(super) fn improve<S: Sixteen>(
-    lanes: S,
-    grid: &Grid,
-    groups: &mut Groups,
-    points: Points<'_>,
-    code: impl Fn(f32, f32, f32) -> f32,
-) {
+pub(super) fn improve<S: Sixteen>(lanes: S, grid: &Grid, groups: &mut Groups, points: Points<'_>, code: impl Code) {
     let (scale, zero) = search(lanes, grid, groups);
-    let before = error(grid, groups, points.scale, points.zero, &code);
-    let after = error(grid, groups, &scale, &zero, &code);
+    let before = error(grid, groups, points.scale, points.zero, code);
+    let after = error(grid, groups, &scale, &zero, code);
     for i in 0..LANES {
         let better = after[i] < before[i];
         points.scale[i] = if better { scale[i] } else { points.scale[i] };
@@ -61,15 +63,16 @@ pub(super) fn improve<S: Sixteen>(
     }
 }
 
-/// The squared errors of the groups' decoded values, in parts of their spans.
+/// The squared errors of the groups' decoded values, in parts of their spans with zero.
 #[inline(always)]
-fn error(grid: &Grid, groups: &Groups, scale: &Each, zero: &Each, code: impl Fn(f32, f32, f32) -> f32) -> Each {
+fn error(grid: &Grid, groups: &Groups, scale: &Each, zero: &Each, code: impl Code) -> Each {
     let stored: Each = from_fn(|i| rounded(grid.stored, scale[i]));
-    let inverse: Each = from_fn(|i| 1.0 / larger(groups.span[i], f32::MIN_POSITIVE));
+    let (least, most) = ends(groups);
+    let inverse: Each = from_fn(|i| 1.0 / larger(most[i] - least[i], f32::MIN_POSITIVE));
     let mut sums = [0.0; LANES];
     for (values, weights) in groups.elements() {
         for i in 0..LANES {
-            let value = rounded(grid.decoded, (code(values[i], scale[i], zero[i]) - zero[i]) * stored[i]);
+            let value = rounded(grid.decoded, (code.code(values[i], scale[i], zero[i]) - zero[i]) * stored[i]);
             let off = (values[i] - value) * inverse[i];
             sums[i] += weights.map_or(1.0, |weights| weights[i]) * (off * off);
         }
@@ -78,34 +81,40 @@ fn error(grid: &Grid, groups: &Groups, scale: &Each, zero: &Each, code: impl Fn(
 }
 
 /// The best so far, in steps of the span.
-struct Best {
-    error: Each,
-    slope: Each,
-    zero: Each,
+struct Best<S: Sixteen> {
+    error: S::Values,
+    slope: S::Values,
+    zero: S::Values,
 }
 
-impl Best {
+impl<S: Sixteen> Best<S> {
     /// Fits a slope to the codes of a trial and keeps it where it is better.
     #[inline(always)]
-    fn meet(&mut self, [_, crossed, squared]: &[Each; 3], yy: &Each, zero: &Each) {
-        for i in 0..LANES {
-            let codes = yy[i] - 2.0 * crossed[i] - squared[i];
-            let steeper = if codes > 0.0 { crossed[i] / codes } else { 0.0 };
-            let error = squared[i] - steeper * crossed[i];
-            let better = error < self.error[i];
-            self.error[i] = if better { error } else { self.error[i] };
-            self.slope[i] = if better { 1.0 + steeper } else { self.slope[i] };
-            self.zero[i] = if better { zero[i] } else { self.zero[i] };
-        }
+    fn meet(&mut self, lanes: S, Sums { crossed, squared, squares, .. }: &Sums, zero: &Each) {
+        let [crossed, squared, squares] = [crossed, squared, squares].map(|each| lanes.load(each));
+        let (none, one) = (lanes.load(&[0.0; LANES]), lanes.load(&[1.0; LANES]));
+        let steeper = lanes.where_less(none, squares, lanes.quotient(crossed, squares), none);
+        let error = lanes.subtract(squared, lanes.product(steeper, crossed));
+        let better = |new, old| lanes.where_less(error, self.error, new, old);
+        *self = Self {
+            slope: better(lanes.add(one, steeper), self.slope),
+            zero: better(lanes.load(zero), self.zero),
+            error: better(error, self.error),
+        };
     }
+}
+
+/// The groups' least and largest elements, or zero beyond them.
+#[inline(always)]
+fn ends(groups: &Groups) -> (Each, Each) {
+    (groups.least.map(|least| smaller(least, 0.0)), groups.most.map(|most| larger(most, 0.0)))
 }
 
 /// Scales as they are stored, and zero points, of the least squared error that some steps find.
 #[inline(always)]
 fn search<S: Sixteen>(lanes: S, grid: &Grid, groups: &mut Groups) -> (Each, Each) {
     let Grid { top, zeros: (first, last), .. } = *grid;
-    let least: Each = from_fn(|i| smaller(groups.least[i], 0.0));
-    let most: Each = from_fn(|i| larger(groups.least[i] + groups.span[i], 0.0));
+    let (least, most) = ends(groups);
     let fixed = first == last;
     let unit: Each = from_fn(|i| {
         let turned = fixed && grid.signed && most[i] > -least[i];
@@ -114,25 +123,30 @@ fn search<S: Sixteen>(lanes: S, grid: &Grid, groups: &mut Groups) -> (Each, Each
         let unit = larger(if fixed { sides } else { (most[i] - least[i]) / top }, LEAST_UNIT);
         if turned { -unit } else { unit }
     });
-    groups.count(&[0.0; LANES], &unit);
-    let [_, _, yy] = groups.totals(lanes);
-    let mut best = Best { error: [f32::INFINITY; LANES], slope: [1.0; LANES], zero: [first; LANES] };
+    groups.count(lanes, top, &[0.0; LANES], &unit);
+    let [error, slope, zero] = [f32::INFINITY, 1.0, first].map(|x| lanes.load(&[x; LANES]));
+    let mut best = Best::<S> { error, slope, zero };
     for trial in 0..TRIALS {
         let step = f32::from(trial);
         // Half a range has more to gain from what it leaves out.
         let longer = if fixed { (step - 2.0) / (2.0 * top) } else { (f32::from(trial / 2) - 3.0) / (3.0 * top) };
-        let inverse = [1.0 + longer; LANES];
+        let ratio = [1.0 + longer; LANES];
         let zero: Each = from_fn(|i| {
-            let exact = smaller(larger(-least[i] / unit[i] * inverse[i], first), last);
+            let exact = smaller(larger(-least[i] / unit[i] * ratio[i], first), last);
             let nearest = (exact + ROUNDER) - ROUNDER;
             let other = if exact < nearest { nearest - 1.0 } else { nearest + 1.0 };
             smaller(larger(if trial % 2 == 0 { nearest } else { other }, first), last)
         });
-        best.meet(&groups.steps(lanes, top, &zero, &inverse), &yy, &zero);
+        best.meet(lanes, &groups.tried(lanes, &Trial { ratio, start: zero, zero }), &zero);
     }
+    let [mut slope, mut zero] = [[0.0; LANES]; 2];
     for _ in 0..REFINEMENTS {
-        let (inverse, zero) = (from_fn(|i| 1.0 / best.slope[i]), best.zero);
-        best.meet(&groups.steps(lanes, top, &zero, &inverse), &yy, &zero);
+        lanes.store(best.slope, &mut slope);
+        lanes.store(best.zero, &mut zero);
+        let trial = Trial { ratio: slope.map(|slope| 1.0 / slope), start: zero, zero };
+        best.meet(lanes, &groups.tried(lanes, &trial), &zero);
     }
-    (from_fn(|i| rounded(grid.stored, best.slope[i] * unit[i])), best.zero)
+    lanes.store(lanes.product(best.slope, lanes.load(&unit)), &mut slope);
+    lanes.store(best.zero, &mut zero);
+    (slope.map(|scale| rounded(grid.stored, scale)), zero)
 }

@@ -22,6 +22,7 @@ pub(super) mod exponent;
 pub(super) mod finite;
 pub(super) mod fixed;
 pub(super) mod grid;
+mod groups;
 pub(super) mod microscaling;
 pub(super) mod multiply;
 pub(super) mod pack;
@@ -39,6 +40,10 @@ pub(super) const BLOCK: usize = 2048;
 
 /// 2^23: added to a value in 0..2^23 it leaves the value rounded half to even in the low bits.
 pub(super) const ROUNDER: f32 = 8_388_608.0;
+
+/// 1.5 * 2^23: added to a value of at most 2^22 in magnitude it leaves the value rounded half to even, in two's complement in
+/// the low bits.
+pub(super) const SIGNED_ROUNDER: f32 = 12_582_912.0;
 
 /// The values of little-endian elements, exactly. As many as `out` holds.
 #[inline(always)]

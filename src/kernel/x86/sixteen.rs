@@ -8,7 +8,7 @@ mod avx512;
 
 use std::arch::x86_64::{__m256, __m512};
 
-use crate::kernel::body::sixteen::{LANES, Sixteen};
+use crate::kernel::body::sixteen::{Coding, LANES, Sixteen};
 
 /// A type that stands for features, and the functions of a room as its methods.
 macro_rules! registers {
@@ -65,6 +65,12 @@ macro_rules! registers {
             }
 
             #[inline(always)]
+            fn quotient(self, a: $values, b: $values) -> $values {
+                // SAFETY: as above.
+                unsafe { $room::quotient(a, b) }
+            }
+
+            #[inline(always)]
             fn nearest(self, values: $values, top: f32) -> $values {
                 // SAFETY: as above.
                 unsafe { $room::nearest(values, top) }
@@ -87,9 +93,39 @@ macro_rules! registers {
                 // SAFETY: as above.
                 unsafe { $room::halves(sums) }
             }
+
+            #[inline(always)]
+            fn where_less(self, a: $values, b: $values, one: $values, other: $values) -> $values {
+                // SAFETY: as above.
+                unsafe { $room::where_less(a, b, one, other) }
+            }
+
+            #[inline(always)]
+            fn turn(self, square: &mut [[f32; LANES]; LANES]) {
+                // SAFETY: as above.
+                unsafe { $room::turn(square) }
+            }
+
+            #[inline(always)]
+            fn pair(self, low: $values, high: $values) -> [u32; LANES] {
+                // SAFETY: as above.
+                unsafe { $room::pair(low, high) }
+            }
+
+            #[inline(always)]
+            fn squares(self, pairs: &[[u32; LANES]]) -> [[i32; LANES]; 2] {
+                // SAFETY: as above.
+                unsafe { $room::squares(pairs) }
+            }
+
+            #[inline(always)]
+            fn coded(self, pairs: &[[u32; LANES]], coding: &Coding) -> [[i32; LANES]; 3] {
+                // SAFETY: as above.
+                unsafe { $room::coded(pairs, coding) }
+            }
         }
     };
 }
 
 registers!(Avx2, avx2, "avx2", [__m256; 2]);
-registers!(Avx512, avx512, "avx512f", __m512);
+registers!(Avx512, avx512, "avx512f,avx512bw", __m512);

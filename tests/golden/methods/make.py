@@ -56,46 +56,83 @@ def rtn(w, bits):
     return scale, bias, clamp_round((w - bias[:, None]) / scale[:, None], top)
 
 
+def weighted_trials(w, low, unit, top, weights):
+    """Sums of a trial, all in f32, and what is asked of the elements."""
+    y = ((w - low[:, None]) * (f32(1) / unit)[:, None]).astype(f32)
+    wy = (weights * y).astype(f32)
+    total_w, total_y, total_yy = in_order(weights), in_order(wy), in_order((wy * y).astype(f32))
+
+    def sums(ratio, start):
+        q = clamp_round(((y * ratio[:, None]).astype(f32) + start[:, None]).astype(f32), top)
+        left = (y - q).astype(f32)
+        weighed = (weights * left).astype(f32)
+        d, dq, dd = in_order(weighed), in_order((weighed * q).astype(f32)), in_order((weighed * left).astype(f32))
+        return d, dq, dd, total_y - d, total_yy - f32(2) * dq - dd
+
+    return total_w, total_y, sums
+
+
+def plain_trials(w, low, unit, top):
+    """The same in fixed point: steps of 2^9 (of 2^7 for codes of 8 bits), sums exact."""
+    step = 9 if top < 64 else 7
+    ratio_bits = 13 if top < 7 else 14
+    shift = step + ratio_bits - 15
+    y = np.rint(((w - low[:, None]) * (f32(2**step) / unit)[:, None]).astype(f32))
+    y = np.where(np.isfinite(y), y, 0).astype(np.int64)
+
+    def sums(ratio, start):
+        ratio = np.clip(np.nan_to_num(ratio), f32(1) - f32(2) / top, f32(1) + f32(6) / top)
+        ratio = np.rint((ratio * f32(2**ratio_bits)).astype(f32)).astype(np.int64)
+        start = np.clip(np.nan_to_num(start), f32(-2), f32(2))
+        start = np.rint((start * f32(2**shift) + f32(2 ** (shift - 1))).astype(f32)).astype(np.int64)
+        q = (((y * ratio[:, None] + 2**14) >> 15) + start[:, None]) >> shift
+        q = np.clip(q, 0, int(top))
+        left = y - (q << step)
+        exact = [left.sum(1), (left * q).sum(1), (left * left).sum(1)]
+        one = f32(2.0**-step)
+        d, dq, dd = [sum.astype(f32) * factor for sum, factor in zip(exact, [one, one, one * one])]
+        return d, dq, dd, q.sum(1).astype(f32), (q * q).sum(1).astype(f32)
+
+    return np.full(len(w), w.shape[1], f32), y.sum(1).astype(f32) / f32(2**step), sums
+
+
 def ls(w, bits, dtype, weights):
     top = f32(2**bits - 1)
     low, high = ends(w)
     unit = np.maximum((high - low) / top, f32(1e-30)).astype(f32)
-    y = ((w - low[:, None]) * (f32(1) / unit)[:, None]).astype(f32)
     if weights is None:
-        total_w = np.full(len(w), w.shape[1], f32)
-        weights = np.ones_like(w)
+        total_w, total_y, sums = plain_trials(w, low, unit, top)
     else:
-        total_w = in_order(weights)
-    wy = (weights * y).astype(f32)
-    total_y, total_yy = in_order(wy), in_order((wy * y).astype(f32))
+        total_w, total_y, sums = weighted_trials(w, low, unit, top, weights)
+    share = f32(1) / total_w
     n = len(w)
     error = np.full(n, np.inf, f32)
     slope, offset, codes = np.ones(n, f32), np.zeros(n, f32), np.zeros(n, f32)
 
-    def trial(start, inverse):
-        q = clamp_round(((y - start[:, None]).astype(f32) * inverse[:, None]).astype(f32), top)
-        left = (y - q).astype(f32)
-        weighed = (weights * left).astype(f32)
-        d, dl, dd = in_order(weighed), in_order((weighed * q).astype(f32)), in_order((weighed * left).astype(f32))
-        sum_q = total_y - d
-        spread = total_yy - f32(2) * dl - dd - sum_q * sum_q / total_w
-        shared = dl - d * sum_q / total_w
+    def trial(ratio, start):
+        d, dq, dd, sum_q, sum_qq = sums(ratio, start)
+        mean = sum_q * share
+        spread = sum_qq - sum_q * mean
+        shared = dq - d * mean
         steeper = np.where(spread > 0, shared / spread, f32(0)).astype(f32)
-        e = dd - d * d / total_w - steeper * shared
+        mean_left = d * share
+        e = dd - d * mean_left - steeper * shared
         better = e < error
         error[better] = e[better]
         slope[better] = (f32(1) + steeper)[better]
-        offset[better] = ((d - steeper * sum_q) / total_w)[better]
+        offset[better] = (mean_left - steeper * mean)[better]
         codes[better] = sum_q[better]
 
     for pair in range(7):
         steps = f32(top + f32(pair - 3) / f32(3))
-        trial(offset.copy(), steps / (top - offset))
-        trial(np.full(n, top - top * top / steps, f32), np.full(n, steps / top, f32))
+        ratio = steps / (top - offset)
+        trial(ratio, -(offset * ratio))
+        trial(np.full(n, steps / top, f32), np.full(n, top - steps, f32))
     for _ in range(6):
-        trial(offset.copy(), f32(1) / slope)
+        ratio = f32(1) / slope
+        trial(ratio, -(offset * ratio))
     scale = rounded(slope * unit, dtype)
-    moved = (total_y - scale / unit * codes) / total_w
+    moved = (total_y - scale / unit * codes) * share
     return scale, rounded(low + moved * unit, dtype)
 
 
@@ -121,11 +158,13 @@ def decoded(q, scale, bias, dtype):
 def lanes_error(w, v, weights):
     low, high = ends(w)
     off = ((w - v) * (f32(1) / np.maximum(high - low, np.finfo(f32).tiny))[:, None]).astype(f32)
-    terms = (off * off).astype(f32)
-    if weights is not None:
-        terms = (weights * terms).astype(f32)
-    sums = [in_order(terms[:, lane::16]) for lane in range(16)]
-    return in_order(np.stack(sums, 1))
+    weighed = off if weights is None else (weights * off).astype(f32)
+    terms = (weighed * off).astype(f32)
+    sums = np.stack([in_order(terms[:, lane::16]) for lane in range(16)], 1)
+    while sums.shape[1] > 1:
+        half = sums.shape[1] // 2
+        sums = (sums[:, :half] + sums[:, half:]).astype(f32)
+    return sums[:, 0]
 
 
 def quantize(w, bits, method, dtype, weights):
