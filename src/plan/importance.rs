@@ -9,16 +9,23 @@
 mod bind;
 mod llama;
 
-use std::{collections::BTreeMap, fs::File, io::Read, path::Path};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs::File,
+    io::Read,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use crate::{
     container::{Malformed, gguf, safetensors},
     kernel::{Cast, kernels},
     plan::Error,
+    quant,
     tensor::Float,
 };
 
-pub(crate) use bind::{Binder, with_note};
+pub(crate) use bind::{Asked, Binder, with_note};
 
 /// The longest file that is read: that of the largest mixtures takes a gigabyte.
 const MAX_BYTES: u64 = 1 << 30;
@@ -51,6 +58,8 @@ pub struct Importance {
     llama: bool,
     entries: BTreeMap<String, Entry>,
     digest: [u8; 32],
+    /// What weights were given of it, by content: the views of one file hold it once.
+    given: Arc<Mutex<HashMap<String, quant::Importance>>>,
 }
 
 /// What is said of one weight.
@@ -99,7 +108,13 @@ impl Importance {
         if entries.values().all(|entry| entry.values.is_empty()) {
             return Err(refuse("it says nothing of any weight"));
         }
-        Ok(Self { text: text.to_owned(), llama, entries, digest: *blake3::hash(file).as_bytes() })
+        Ok(Self {
+            text: text.to_owned(),
+            llama,
+            entries,
+            digest: *blake3::hash(file).as_bytes(),
+            given: Arc::default(),
+        })
     }
 
     /// What messages call it: the path.
@@ -130,6 +145,12 @@ impl Importance {
         let each = told.or(cols)?;
         let first = expert.checked_mul(each)?;
         Some((name, entry.values.get(first..first.checked_add(each)?)?))
+    }
+
+    /// What a weight is given, as it was given to another before.
+    fn shared(&self, given: quant::Importance) -> quant::Importance {
+        let mut known = self.given.lock().unwrap_or_else(PoisonError::into_inner);
+        known.entry(given.id()).or_insert(given).clone()
     }
 
     /// Of the file's content.
