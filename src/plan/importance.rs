@@ -258,7 +258,7 @@ fn of_dat(file: &[u8]) -> Result<Entries, Malformed> {
     };
     let mut entries = Entries::new();
     let count = length(take(Some(4))?).filter(|count| *count <= MAX_ENTRIES);
-    for _ in 0..count.ok_or_else(|| wrong(&format!("it announces no number of entries up to {MAX_ENTRIES}")))? {
+    for _ in 0..count.ok_or_else(|| wrong(&format!("a negative number of entries, or over {MAX_ENTRIES}")))? {
         let len = length(take(Some(4))?);
         let name = std::str::from_utf8(take(len)?).map_err(|_| wrong("a name that is no UTF-8"))?.to_owned();
         let calls = length(take(Some(4))?).ok_or_else(|| wrong("a negative number of calls"))?;

@@ -80,8 +80,8 @@ fn what_is_no_matrix_is_refused() {
     fails(&dat(&[("output.weight", 1, &[f32::NAN])]), "not finite");
     fails(&dat(&[("output.weight", 1, &[-1.0])]), "negative");
     fails(&dat(&[]), "says nothing");
-    fails(&(1i32 << 21).to_le_bytes(), "entries up to");
-    fails(&(-1i32).to_le_bytes(), "entries up to");
+    fails(&(1i32 << 21).to_le_bytes(), "number of entries, or over");
+    fails(&(-1i32).to_le_bytes(), "number of entries, or over");
     let file = std::fs::read(golden("methods/imatrix_tiny.gguf")).unwrap();
     let at = |word: &[u8]| file.windows(word.len()).position(|w| w == word).unwrap();
     let changed = |word: &[u8], to: &[u8]| {
