@@ -94,6 +94,17 @@ impl Sums {
         self.worst = self.worst.max(other.worst);
     }
 
+    /// What is lost, as a share of the energy, each square times the importance of its column: finite elements that are shown
+    /// as NaN or infinity are lost altogether. 0 where nothing is lost, 1 where zeros are shown as something else.
+    #[must_use]
+    pub fn loss(&self) -> f64 {
+        let lost = self.lost as f64 / (self.elements as f64).max(1.0);
+        // Importance that is zero wherever there is something says nothing: all columns weigh the same.
+        let pairs = [(self.weighted, self.weighted_energy), (self.error, self.energy)];
+        let relative = pairs.into_iter().find(|(_, energy)| *energy > 0.0);
+        lost + relative.map_or_else(|| f64::from(u8::from(self.error > 0.0)), |(error, energy)| error / energy)
+    }
+
     /// What they say.
     #[must_use]
     pub fn figures(&self) -> Figures {

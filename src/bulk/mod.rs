@@ -50,6 +50,9 @@ pub enum Error {
     /// The target cannot be used.
     #[error("{0}")]
     Refused(String),
+    /// A view that is needed on the way cannot be planned.
+    #[error(transparent)]
+    Plan(#[from] crate::plan::Error),
     /// A file of the target failed.
     #[error("{path}: {source}")]
     Io {

@@ -2,8 +2,8 @@
 //!
 //! Candidates are the schemes of the view's format, in all their groups, that its loaders can be told of side by side. What a
 //! weight costs is the bytes of its parts, from headers; what it spoils is its error relative to the weight
-//! ([`errors`], of a sample of it; columns weighed by their importance where it is known) times its share in what the model says. Weights
-//! that must agree (`groups`) count as one. Weights that a rule names, that the model's predicate speaks of or
+//! ([`errors`], of a sample of it; columns weighed by their importance where it is known, which is resolved as the plan of a view
+//! resolves it) times its share in what the model says. Weights that must agree (`groups`) count as one. Weights that a rule names, that the model's predicate speaks of or
 //! that stay dense are left as they are, and count in the size.
 //!
 //! The outcome is rules, so that the plan of the view is computed from headers alone, as any other. It is a function of the
@@ -24,7 +24,7 @@ use crate::{
         errors::{self, Asked},
     },
     plan::{self, Options, Plan, Row, Rule, Spec},
-    quant::{self, Scheme, Weight},
+    quant::{self, Scheme},
     source::Source,
     view::{Engine, View},
 };
@@ -48,14 +48,10 @@ const TOLERANCE: f64 = 0.01;
 /// How often an outcome whose headers made it too long is tried anew with less, each time with twice as much less.
 const TRIES: u32 = 16;
 
-/// What the columns of a weight of the source matter, given its name: `[columns]`, or `[matrices, columns]` of a stack in one
-/// tensor; `None` where nothing is known of it, and its columns matter alike.
-pub type Importance<'a> = dyn Fn(&str) -> Option<Vec<f32>> + Sync + 'a;
-
 /// A view of the size that was asked for.
 #[derive(Clone, Debug)]
 pub struct Chosen {
-    /// The options that were given, with rules.
+    /// The options that were given, with rules, and without importance that no method among them weighs errors by.
     pub options: Options,
     /// What the view comes to, in the target's unit.
     pub reached: f64,
@@ -64,15 +60,18 @@ pub struct Chosen {
 }
 
 impl Target {
-    fn value(self) -> f64 {
+    /// What is asked for, in its unit; nothing that is chosen comes to more.
+    #[must_use]
+    pub fn value(self) -> f64 {
         match self {
             Self::BitsPerWeight(bits) => bits,
             Self::Bytes(bytes) => bytes as f64,
         }
     }
 
-    /// What a plan comes to.
-    fn of(self, plan: &Plan) -> f64 {
+    /// What a plan comes to, in the target's unit.
+    #[must_use]
+    pub fn of(self, plan: &Plan) -> f64 {
         match self {
             Self::BitsPerWeight(_) => plan.totals().bits_per_weight,
             Self::Bytes(_) => plan.weight_bytes() as f64,
@@ -106,16 +105,16 @@ struct Choices {
     candidates: Vec<Candidate>,
 }
 
-/// Chooses a scheme for each weight of a view, so that it is as large as asked, or by less than a hundredth smaller.
+/// Chooses a scheme for each weight of a view, so that it is as large as asked, or by less than a hundredth smaller. Columns
+/// matter as the importance of the options says, whether the view's method weighs errors by it or not.
 ///
 /// # Errors
-/// A target out of reach, with what is in reach; a view that has no choice; importance that does not fit its weight; a
-/// source that cannot be read.
+/// A target out of reach, with what is in reach; a view that has no choice; importance that does not fit its weight or
+/// is of none that is chosen for; a source that cannot be read.
 pub fn choose(
     source: &Arc<dyn Source>,
     options: &Options,
     target: Target,
-    importance: &Importance<'_>,
     progress: &dyn Progress,
 ) -> Result<Chosen, Error> {
     if options.spec.is_dense() || options.predicate.is_some() {
@@ -123,29 +122,51 @@ pub fn choose(
         let what = options.predicate.as_ref().map_or_else(|| options.spec.to_string(), |p| p.name.clone());
         return Err(Error::Refused(format!("{what} and a target size contradict each other: {why}")));
     }
-    let plan = Arc::new(planned(source, options)?);
+    let of_view = options.without_idle_importance();
+    let plan = Arc::new(planned(source, &of_view)?);
     let groups = groups::of(&plan);
     if groups.is_empty() {
         let why = "rules, the model's predicate or their shapes decide about all of them";
         return Err(Error::Refused(format!("{}: no weight is free to be chosen for: {why}", plan.source)));
     }
+    let importance = importance(source, options, &plan, &groups)?;
     let engine = Engine::new(crate::view::Options::default()).map_err(|e| Error::Refused(e.to_string()))?;
     let view = View::new(Arc::clone(&plan), Arc::clone(source), engine);
-    let choices = measured(&view, groups, importance, progress)?;
-    let search = Search { source, options, plan: &plan, choices: &choices, target };
+    let choices = measured(&view, groups, &importance, progress)?;
+    let search = Search { source, options: &of_view, plan: &plan, choices: &choices, target };
     let (chosen, reached) = search.run()?;
     Ok(Chosen { options: chosen, reached, groups: choices.len() })
 }
 
 fn planned(source: &Arc<dyn Source>, options: &Options) -> Result<Plan, Error> {
-    plan::build(source.as_ref(), options).map_err(|e| Error::Refused(e.to_string()))
+    Ok(plan::build(source.as_ref(), options)?)
+}
+
+/// What the columns of each weight of a plan matter, where that is known.
+///
+/// # Errors
+/// Importance that is of no weight of the groups.
+fn importance(
+    source: &Arc<dyn Source>,
+    options: &Options,
+    plan: &Plan,
+    groups: &[Vec<usize>],
+) -> Result<Vec<Option<quant::Importance>>, Error> {
+    let Some(file) = &options.importance else { return Ok(vec![None; plan.weights.len()]) };
+    let known = plan::importance_of_weights(source.as_ref(), options)?;
+    let of = |row: &usize| known.get(plan.rows[*row].weight? as usize)?.as_ref();
+    if groups.iter().flatten().all(|row| of(row).is_none()) {
+        let why = "nothing of it belongs to a weight that is free to be chosen for; is it for another model?";
+        return Err(plan::Error::Spec(format!("--importance {}: {why}", file.text())).into());
+    }
+    Ok(known)
 }
 
 /// The candidates of each group, with what they cost and spoil.
 fn measured(
     view: &View,
     groups: Vec<Vec<usize>>,
-    importance: &Importance<'_>,
+    importance: &[Option<quant::Importance>],
     progress: &dyn Progress,
 ) -> Result<Vec<Choices>, Error> {
     let plan = view.plan();
@@ -158,12 +179,11 @@ fn measured(
     progress.begin(possible.iter().map(looks).sum());
     let each = possible.into_par_iter().map(|(rows, specs)| {
         progress.note(&plan.rows[rows[0]].name);
-        let weights: Vec<_> = rows.iter().map(|row| of_columns(&plan.rows[*row], importance)).collect();
         let candidates = specs.iter().map(|spec| {
             let scheme = bound(spec)?;
             let mut sum = Candidate { cost: 0, error: 0.0 };
-            for (row, weights) in rows.iter().zip(&weights) {
-                let (cost, error) = looked(view, &plan.rows[*row], &scheme, weights.as_deref())?;
+            for row in &rows {
+                let (cost, error) = looked(view, &plan.rows[*row], &scheme, importance)?;
                 sum = Candidate { cost: sum.cost + cost, error: sum.error + error * shares[*row] };
                 progress.advance(looked_at(plan, &plan.rows[*row]));
             }
@@ -181,39 +201,21 @@ fn looked_at(plan: &Plan, row: &Row) -> u64 {
     planned.map_or(0, |p| (p.weight.elements() as u64).min(SAMPLE.get()) * p.origin.stored.size() as u64)
 }
 
-/// What the columns of a row's weight matter: of a stack of tensors, those of one after the other.
-fn of_columns(row: &Row, importance: &Importance<'_>) -> Option<Vec<f32>> {
-    let prefix = row.component.replace('/', ".");
-    let of = |name: &String| importance(name).or_else(|| importance(&format!("{prefix}.{name}")));
-    let each = row.sources.iter().map(of).collect::<Option<Vec<_>>>()?;
-    Some(each.concat())
-}
-
 /// Bytes of a weight under a scheme, and its relative error.
-fn looked(view: &View, row: &Row, scheme: &Arc<dyn Scheme>, importance: Option<&[f32]>) -> Result<(u64, f64), Error> {
+fn looked(
+    view: &View,
+    row: &Row,
+    scheme: &Arc<dyn Scheme>,
+    importance: &[Option<quant::Importance>],
+) -> Result<(u64, f64), Error> {
     let Some(weight) = row.weight else { return Ok((0, 0.0)) };
     let parts = scheme.parts(&view.plan().weights[weight as usize].weight);
     let parts = parts.map_err(|e| Error::Refused(format!("{}: {e}", row.name)))?;
-    let weighted = importance.and_then(|values| weighted(&view.plan().weights[weight as usize].weight, scheme, values));
-    let scheme = weighted.as_ref().unwrap_or(scheme);
-    let sums = errors::of_candidate(view, weight, scheme, &Asked { sample: Some(SAMPLE), importance })?;
-    // Elements that are shown as NaN are lost altogether.
-    let lost = sums.lost as f64 / (sums.elements as f64).max(1.0);
-    // Importance that is zero throughout says nothing: all columns weigh the same.
-    let pairs = [(sums.weighted, sums.weighted_energy), (sums.error, sums.energy)];
-    let relative = pairs
-        .into_iter()
-        .find(|(_, energy)| *energy > 0.0)
-        .map_or_else(|| f64::from(u8::from(sums.error > 0.0)), |(error, energy)| error / energy);
-    Ok((parts.iter().map(|part| part.len() as u64).sum(), relative + lost))
-}
-
-/// A scheme as it chooses codes where it is told what columns matter; `None` where that is nothing to its method.
-fn weighted(weight: &Weight, scheme: &Arc<dyn Scheme>, values: &[f32]) -> Option<Arc<dyn Scheme>> {
-    let matrices = values.len() / weight.cols().max(1);
-    let rows = weight.rows().checked_div(matrices)?;
-    let known = quant::Importance::new(weight.cols(), rows, values).ok()?;
-    known.fits(weight).then(|| scheme.weighted(&known)).flatten()
+    let importance = importance[weight as usize].as_ref();
+    let weighted = importance.and_then(|known| scheme.weighted(known));
+    let asked = Asked { sample: Some(SAMPLE), importance: importance.map(quant::Importance::values) };
+    let sums = errors::of_candidate(view, weight, weighted.as_ref().unwrap_or(scheme), &asked)?;
+    Ok((parts.iter().map(|part| part.len() as u64).sum(), sums.loss()))
 }
 
 fn bound(spec: &Spec) -> Result<Arc<dyn Scheme>, Error> {
@@ -277,6 +279,9 @@ impl Search<'_> {
             budget = shifted(budget, -above * f64::from(1u32 << tried)).clamp(least, most);
             made = self.made(budget)?;
         }
+        if made.1 > asked {
+            return Ok(low);
+        }
         if made.1 < asked * (1.0 - TOLERANCE) {
             let [asked, made] = [asked, made.1].map(|value| self.target.tell(value));
             tracing::warn!(
@@ -305,7 +310,7 @@ impl Search<'_> {
                 }
             }
         }
-        let options = with_rules(self.options, patterns::rules(self.plan, wanted))?;
+        let options = with_rules(self.options, patterns::rules(self.plan, wanted)?)?;
         let plan = planned(self.source, &options)?;
         let reached = self.target.of(&plan);
         Ok((options, reached))

@@ -7,83 +7,67 @@
 use std::{
     fs, io,
     io::Write,
-    path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    bulk::target::{self, Target},
+    bulk::target::{self, Chosen, Target},
     cli::{
         Failure,
         places::{home, variable},
         progress::Bar,
     },
-    plan::{Error, Options, Rule, Spec},
+    plan::{self, Error, Options, Rule},
     source::Source,
 };
 
 /// Goes up when the same question would be answered otherwise.
-const REVISION: u32 = 3;
+const REVISION: u32 = 4;
 
-/// The rules that were added, the view's and those of its components.
+/// The rules that were added, the view's and those of its components, and what the view then comes to.
 #[derive(Debug, Deserialize, Serialize)]
 struct Remembered {
     rules: Vec<String>,
     components: Vec<Vec<String>>,
+    reached: f64,
 }
 
 /// Options with the schemes that a target asks for.
 ///
 /// # Errors
-/// As [`target::choose`]; importance of another model.
+/// As [`target::choose`].
 pub(super) fn options(source: &Arc<dyn Source>, options: &Options, target: Target) -> Result<Options, Failure> {
     let path = place(source.as_ref(), options, target);
-    let known = path.as_ref().and_then(|path| fs::read(path).ok()).and_then(|text| serde_json::from_slice(&text).ok());
-    if let Some(options) = known.and_then(|known: Remembered| known.added(&of_view(options)).ok()) {
-        return Ok(options);
+    if let Some(path) = &path
+        && let Some(known) = Remembered::read(path)
+    {
+        match known.checked(source.as_ref(), &options.without_idle_importance(), target) {
+            Ok(options) => return Ok(options),
+            Err(why) => tracing::warn!("{}: {why}; the schemes are chosen anew", path.display()),
+        }
     }
-    let chosen = chosen(source, options, target)?;
+    let bar = Bar::new("choose");
+    let chosen = target::choose(source, options, target, &bar)?;
+    bar.finish();
     if let Some(path) = path
         && let Err(e) = Remembered::of(options, &chosen).write(&path)
     {
         tracing::debug!("{}: {e}; the choice is not remembered", path.display());
     }
-    Ok(chosen)
-}
-
-fn chosen(source: &Arc<dyn Source>, options: &Options, target: Target) -> Result<Options, Failure> {
-    let met = AtomicBool::new(false);
-    let importance = |name: &str| {
-        let values = options.importance.as_ref()?.of(name)?;
-        met.store(true, Ordering::Relaxed);
-        Some(values.to_vec())
-    };
-    let bar = Bar::new("choose");
-    let chosen = target::choose(source, &of_view(options), target, &importance, &bar)?;
-    bar.finish();
-    if let Some(file) = options.importance.as_ref().filter(|_| !met.into_inner()) {
-        let why = "nothing of it belongs to a weight that is free to be chosen for; is it for another model?";
-        return Err(Failure::usage(format!("--importance {}: {why}", file.text())));
-    }
     Ok(chosen.options)
 }
 
-/// Importance that no weight's method weighs errors by is for the choice alone: the view has no use for it.
-fn of_view(options: &Options) -> Options {
-    let rules = options.rules.iter().chain(options.components.iter().flat_map(|component| &component.rules));
-    let specs = rules.map(|rule| &rule.spec).chain(options.components.iter().map(|component| &component.spec));
-    let weighs = specs.chain([&options.spec]).any(Spec::weighs_errors);
-    Options { importance: options.importance.clone().filter(|_| weighs), ..options.clone() }
-}
-
 impl Remembered {
+    /// What a file remembers; `None` where there is none, or no such thing in it.
+    fn read(path: &Path) -> Option<Self> {
+        serde_json::from_slice(&fs::read(path).ok()?).ok()
+    }
+
     /// What a choice added to options.
-    fn of(before: &Options, after: &Options) -> Self {
+    fn of(before: &Options, Chosen { options: after, reached, .. }: &Chosen) -> Self {
         let new = |before: &[Rule], after: &[Rule]| {
             after.iter().skip(before.len()).map(|rule| rule.text.clone()).collect::<Vec<_>>()
         };
@@ -91,10 +75,32 @@ impl Remembered {
         Self {
             rules: new(&before.rules, &after.rules),
             components: components.map(|(before, after)| new(&before.rules, &after.rules)).collect(),
+            reached: *reached,
         }
     }
 
+    /// The options with what is remembered.
+    ///
+    /// # Errors
+    /// What was not remembered of these options and this target, since their plan is not of the size that it says, or
+    /// of more than was asked for.
+    fn checked(&self, source: &dyn Source, options: &Options, target: Target) -> Result<Options, Error> {
+        let options = self.added(options)?;
+        let reached = target.of(&plan::build(source, &options)?);
+        if reached != self.reached || reached > target.value() {
+            let (said, most) = (self.reached, target.value());
+            return Err(Error::Spec(format!(
+                "its view comes to {reached}, where it says {said} and {most} are asked for"
+            )));
+        }
+        Ok(options)
+    }
+
     fn added(&self, options: &Options) -> Result<Options, Error> {
+        let (here, there) = (options.components.len(), self.components.len());
+        if here != there {
+            return Err(Error::Spec(format!("it speaks of {there} components, and not of {here}")));
+        }
         let mut options = options.clone();
         for text in &self.rules {
             options.rules.push(Rule::parse(text, &options.spec)?);
@@ -107,7 +113,7 @@ impl Remembered {
         Ok(options)
     }
 
-    fn write(&self, path: &std::path::Path) -> io::Result<()> {
+    fn write(&self, path: &Path) -> io::Result<()> {
         let dir = path.parent().ok_or(io::ErrorKind::NotFound)?;
         fs::create_dir_all(dir)?;
         let mut file = tempfile::NamedTempFile::new_in(dir)?;

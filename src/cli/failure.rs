@@ -2,7 +2,7 @@
 
 use std::{error::Error, io};
 
-use crate::plan;
+use crate::{bulk, plan};
 
 /// Exit code of a command line that makes no sense.
 const USAGE: u8 = 2;
@@ -59,7 +59,11 @@ impl Failure {
 impl<E: Error + Send + Sync + 'static> From<E> for Failure {
     fn from(error: E) -> Self {
         let error: &(dyn Error + 'static) = &error;
-        let usage = error.downcast_ref::<plan::Error>().is_some_and(plan::Error::is_usage);
+        let of_plan = match error.downcast_ref() {
+            Some(bulk::Error::Plan(why)) => Some(why),
+            _ => error.downcast_ref(),
+        };
+        let usage = of_plan.is_some_and(plan::Error::is_usage);
         let broken_pipe = error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe);
         Self { code: if usage { USAGE } else { FAILED }, line: line_of(error), broken_pipe }
     }

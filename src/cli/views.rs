@@ -161,13 +161,27 @@ impl Opened {
         self.source.name()
     }
 
-    /// The same source, another view.
+    /// The same source, another view: one of several, which has importance where it has a use for it.
     fn with(&self, args: &ViewArgs) -> Result<Self, plan::Error> {
         let Self { source, options } = self;
         let (overrides, adapters) = (options.overrides.clone(), options.adapters.clone());
         let importance = options.importance.clone();
         let options = plan::Options { overrides, adapters, importance, ..args.options()? };
-        Ok(Self { source: Arc::clone(source), options })
+        Ok(Self { source: Arc::clone(source), options: options.without_idle_importance() })
+    }
+
+    /// A view of its own files beside the source, which has importance of the same content only once in memory.
+    fn with_own(&self, source: &str, args: &ViewArgs, is_shared: bool) -> Result<Self, Failure> {
+        let mut own = Self::new(source, args)?;
+        if let (Some(theirs), Some(ours)) = (&mut own.options.importance, &self.options.importance)
+            && theirs.digest() == ours.digest()
+        {
+            *theirs = Arc::clone(ours);
+        }
+        if is_shared {
+            own.options = own.options.without_idle_importance();
+        }
+        Ok(own)
     }
 
     fn plan(&self) -> Result<Plan, plan::Error> {
@@ -184,12 +198,18 @@ impl Opened {
             let (spec, warnings) = (plan.spec.clone(), plan.warnings.clone());
             return Ok(Prospect { show: Show::One(shown(plan, self.source, mount)), spec, warnings });
         }
+        let importance = self.options.importance.clone();
         let (mut views, mut specs, mut warnings) = (Views::new(self, config, mount), vec![], vec![]);
         for (name, args) in &config.named {
             let of = |failure: Failure| failure.of(&format!("--view {name}"));
             let plan = views.name(config, name, args).map_err(of)?;
             specs.push(format!("{name}={}", plan.spec));
             warnings.extend(plan.warnings.iter().map(|warning| format!("{name}: {warning}")));
+        }
+        if let Some(file) = importance.filter(|_| !views.has_use_for_importance(config)) {
+            let why =
+                "no view has a use for it: each rounds to nearest, which weighs no errors; give one a method: 4bit-ls";
+            return Err(Failure::usage(format!("--importance {}: {why}", file.text())));
         }
         specs.extend(config.any.then(|| "any spec".to_owned()));
         Ok(Prospect { show: Show::Many(Arc::new(views)), spec: specs.join(", "), warnings })
@@ -227,7 +247,11 @@ impl Views {
         // A recipe may lay files of its own beside the source.
         let beside = |args: &ViewArgs| (args.overrides.clone(), args.loras.clone(), args.importance.clone());
         let shares = beside(args) == beside(&config.view) && !args.chooses();
-        let opened = if shares { self.opened.with(args)? } else { Opened::new(&config.source, args)? };
+        let opened = if shares {
+            self.opened.with(args)?
+        } else {
+            self.opened.with_own(&config.source, args, args.importance == config.view.importance)?
+        };
         let plan = Arc::new(opened.plan()?);
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         // Some are kept; that the others can be made is known.
@@ -239,6 +263,13 @@ impl Views {
         Arc::make_mut(&mut self.specs).insert(name.to_owned(), plan.spec.clone());
         self.named.insert(name.to_owned(), opened);
         Ok(plan)
+    }
+
+    /// Whether a view weighs errors by the importance that is given to all, or may come to exist and do so.
+    fn has_use_for_importance(&self, config: &Config) -> bool {
+        let given = |name: &String| config.named[name].importance == config.view.importance;
+        let uses = |(name, opened): (&String, &Opened)| given(name) && opened.options.importance.is_some();
+        self.any || self.named.iter().any(uses)
     }
 
     fn opened(&self, name: &str) -> Result<Opened, plan::Error> {

@@ -2,10 +2,10 @@
 //! matrices); models themselves are not read.
 //!
 //! Versions 2 and 3, little endian. Nothing is believed before the bytes for it are seen: every length is checked against
-//! what is left of the file. What is made of a file of the tiniest records takes up to six times its bytes. Names are
-//! unique, tensors lie within the file.
+//! what is left of the file. Names and texts stay where they are in the file, and what is made of it is a list of its
+//! tensors: less than twice as large as the file, whatever it says. Names are unique, tensors lie within the file.
 
-use std::{collections::HashSet, ops::Range, str};
+use std::{ops::Range, str};
 
 use crate::container::{Malformed, quoted};
 
@@ -24,51 +24,61 @@ const ALIGNMENT: u64 = 32;
 /// The largest alignment that makes sense: a huge page.
 const MAX_ALIGNMENT: u64 = 1 << 21;
 
+/// Bytes of a tensor without name and dimensions: the lengths of these, its type, its offset.
+const MIN_TENSOR: usize = 24;
+const _: () = assert!(size_of::<Tensor<'_>>() < 2 * MIN_TENSOR);
+
 /// A parsed file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Gguf {
-    /// The entries that are strings.
-    pub strings: Vec<(String, String)>,
-    /// In the order of the file.
-    pub tensors: Vec<Tensor>,
+pub struct Gguf<'a> {
+    /// The entry `general.type`: what the file is, where that is not a model.
+    pub kind: Option<&'a str>,
+    /// By their names.
+    tensors: Vec<Tensor<'a>>,
 }
 
 /// A tensor.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Tensor {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tensor<'a> {
     /// `blk.0.attn_q.weight`
-    pub name: String,
-    /// Dimensions, the innermost first.
-    pub dimensions: Vec<u64>,
+    pub name: &'a str,
+    /// The product of its dimensions.
+    pub elements: u64,
     /// ggml's number of its type.
     pub kind: u32,
     /// Offset of the first byte in the file.
     pub start: u64,
 }
 
-impl Gguf {
-    /// The string of a key.
+impl<'a> Gguf<'a> {
+    /// The tensors in the order of their names.
     #[must_use]
-    pub fn string(&self, key: &str) -> Option<&str> {
-        self.strings.iter().find(|(k, _)| k == key).map(|(_, value)| value.as_str())
+    pub fn tensors(&self) -> &[Tensor<'a>] {
+        &self.tensors
+    }
+
+    /// The tensor of a name.
+    #[must_use]
+    pub fn tensor(&self, name: &str) -> Option<&Tensor<'a>> {
+        self.tensors.binary_search_by(|tensor| tensor.name.cmp(name)).ok().map(|at| &self.tensors[at])
     }
 }
 
-impl Tensor {
+impl Tensor<'_> {
     /// Where its bytes are, if it is of f32.
     ///
     /// # Errors
     /// Another type, or an end past that of the file.
     pub fn floats(&self, file_len: u64) -> Result<Range<u64>, Malformed> {
-        let wrong = |why: String| Malformed::new(format!("tensor {}: {why}", quoted(&self.name)));
+        let wrong = |why: String| Malformed::new(format!("tensor {}: {why}", quoted(self.name)));
         if self.kind != F32 {
             return Err(wrong(format!("it is of ggml's type {}, and F32 ({F32}) is read", self.kind)));
         }
-        let len = self.dimensions.iter().try_fold(4u64, |n, dim| n.checked_mul(*dim));
-        let end = len.and_then(|len| self.start.checked_add(len)).filter(|end| *end <= file_len);
+        let end =
+            self.elements.checked_mul(4).and_then(|len| self.start.checked_add(len)).filter(|end| *end <= file_len);
         let end = end.ok_or_else(|| {
-            let (dims, at) = (&self.dimensions, self.start);
-            wrong(format!("{dims:?} elements at offset {at} end past the file's {file_len} bytes: is it truncated?"))
+            let (count, at) = (self.elements, self.start);
+            wrong(format!("{count} elements at offset {at} end past the file's {file_len} bytes: is it truncated?"))
         })?;
         Ok(self.start..end)
     }
@@ -78,7 +88,7 @@ impl Tensor {
 ///
 /// # Errors
 /// Whatever the module's promise excludes, with the offset.
-pub fn parse(file: &[u8]) -> Result<Gguf, Malformed> {
+pub fn parse(file: &[u8]) -> Result<Gguf<'_>, Malformed> {
     let mut reader = Reader { file, at: 0 };
     if reader.take(4)? != MAGIC {
         return Err(Malformed::new("it does not begin with `GGUF`"));
@@ -89,13 +99,12 @@ pub fn parse(file: &[u8]) -> Result<Gguf, Malformed> {
         return Err(Malformed::new(format!("it is {why} (version {version}); 2 and 3, little endian, are read")));
     }
     let (tensors, entries) = (reader.u64()?, reader.u64()?);
-    let (mut strings, mut alignment) = (vec![], ALIGNMENT);
+    let (mut of_type, mut alignment) = (None, ALIGNMENT);
     for _ in 0..entries {
-        let key = reader.string()?.to_owned();
-        match reader.u32()? {
-            STRING => strings.push((key, reader.string()?.to_owned())),
-            U32 if key == "general.alignment" => alignment = u64::from(reader.u32()?),
-            kind => reader.skip(kind)?,
+        match (reader.string()?, reader.u32()?) {
+            ("general.type", STRING) if of_type.is_none() => of_type = Some(reader.string()?),
+            ("general.alignment", U32) => alignment = u64::from(reader.u32()?),
+            (_, kind) => reader.skip(kind)?,
         }
     }
     if !alignment.is_power_of_two() || alignment > MAX_ALIGNMENT {
@@ -103,22 +112,22 @@ pub fn parse(file: &[u8]) -> Result<Gguf, Malformed> {
             "its general.alignment is {alignment}, no power of two up to {MAX_ALIGNMENT}"
         )));
     }
-    let mut found = vec![];
+    let most = (file.len() - reader.at) / MIN_TENSOR;
+    let mut found = Vec::with_capacity(usize::try_from(tensors).unwrap_or(usize::MAX).min(most));
     for _ in 0..tensors {
         found.push(reader.tensor()?);
     }
-    let mut seen = HashSet::new();
-    if let Some(twice) = found.iter().find(|tensor| !seen.insert(tensor.name.as_str())) {
-        return Err(Malformed::new(format!("tensor {} is there twice", quoted(&twice.name))));
+    found.sort_unstable_by_key(|tensor| tensor.name);
+    if let Some([twice, ..]) = found.windows(2).find(|pair| pair[0].name == pair[1].name) {
+        return Err(Malformed::new(format!("tensor {} is there twice", quoted(twice.name))));
     }
     let data = (reader.at as u64).next_multiple_of(alignment);
     for tensor in &mut found {
         let start = tensor.start.checked_add(data).filter(|start| *start <= file.len() as u64);
-        tensor.start = start.ok_or_else(|| {
-            Malformed::new(format!("tensor {} starts past the end of the file", quoted(&tensor.name)))
-        })?;
+        tensor.start = start
+            .ok_or_else(|| Malformed::new(format!("tensor {} starts past the end of the file", quoted(tensor.name))))?;
     }
-    Ok(Gguf { strings, tensors: found })
+    Ok(Gguf { kind: of_type, tensors: found })
 }
 
 const U32: u32 = 4;
@@ -202,7 +211,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn tensor(&mut self) -> Result<Tensor, Malformed> {
+    fn tensor(&mut self) -> Result<Tensor<'a>, Malformed> {
         let name = self.string()?;
         if name.len() > MAX_NAME {
             return Err(self.malformed(format!("a tensor's name of {} bytes", name.len())));
@@ -211,8 +220,13 @@ impl<'a> Reader<'a> {
         if rank > MAX_RANK {
             return Err(self.malformed(format!("tensor {} has {rank} dimensions, over {MAX_RANK}", quoted(name))));
         }
-        let dimensions = (0..rank).map(|_| self.u64()).collect::<Result<_, _>>()?;
-        Ok(Tensor { name: name.to_owned(), dimensions, kind: self.u32()?, start: self.u64()? })
+        let mut elements = Some(1u64);
+        for _ in 0..rank {
+            let dimension = self.u64()?;
+            elements = elements.and_then(|n| n.checked_mul(dimension));
+        }
+        let elements = elements.ok_or_else(|| self.malformed(format!("tensor {} is too large", quoted(name))))?;
+        Ok(Tensor { name, elements, kind: self.u32()?, start: self.u64()? })
     }
 }
 
@@ -246,12 +260,40 @@ mod tests {
     fn a_file_is_read() {
         let file = sample();
         let parsed = parse(&file).unwrap_or_else(|e| panic!("{e}"));
-        assert_eq!(parsed.string("general.type"), Some("imatrix"));
-        let [tensor] = &parsed.tensors[..] else { panic!("{parsed:?}") };
-        assert_eq!((tensor.name.as_str(), &tensor.dimensions[..]), ("t", &[2][..]));
+        assert_eq!(parsed.kind, Some("imatrix"));
+        let [tensor] = parsed.tensors() else { panic!("{parsed:?}") };
+        assert_eq!((tensor.name, tensor.elements, parsed.tensor("t")), ("t", 2, Some(tensor)));
+        assert_eq!(parsed.tensor("u"), None);
         let len = file.len() as u64;
         assert_eq!(tensor.floats(len), Ok(len - 8..len));
         assert!(tensor.floats(len - 1).is_err());
+    }
+
+    fn head(tensors: u64, entries: u64) -> Vec<u8> {
+        [&MAGIC[..], &3u32.to_le_bytes(), &tensors.to_le_bytes(), &entries.to_le_bytes()].concat()
+    }
+
+    /// Of entries nothing is kept, of tensors less than twice their bytes.
+    #[test]
+    fn little_is_made_of_much() {
+        let entries = 1 << 20;
+        let mut file = head(0, entries);
+        let entry = [string("k"), STRING.to_le_bytes().to_vec(), string("")].concat();
+        file.extend((0..entries).flat_map(|_| &entry));
+        assert_eq!(parse(&file).map(|parsed| (parsed.kind, parsed.tensors.capacity())), Ok((None, 0)));
+        let count = 1 << 16;
+        let mut file = head(count, 0);
+        for number in 0..count {
+            file.extend(string(&format!("{number:x}")));
+            file.extend([&[0; 4], &F32.to_le_bytes(), &[0; 8][..]].concat());
+        }
+        file.resize(file.len().next_multiple_of(32), 0);
+        let parsed = parse(&file).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(parsed.tensors.len() as u64, count);
+        assert!(parsed.tensors.capacity() * size_of::<Tensor<'_>>() < 2 * file.len());
+        // Nothing is made for what is announced alone.
+        file[8..16].fill(0xff);
+        assert!(parse(&file).is_err_and(|e| e.what.contains("truncated")));
     }
 
     /// Cut anywhere, and with any byte changed: an answer, or an error, and nothing else.
@@ -266,8 +308,8 @@ mod tests {
                 let mut wrong = file.clone();
                 wrong[at] = byte;
                 let len = wrong.len() as u64;
-                for range in parse(&wrong).iter().flat_map(|parsed| &parsed.tensors).filter_map(|t| t.floats(len).ok())
-                {
+                let Ok(parsed) = parse(&wrong) else { continue };
+                for range in parsed.tensors.iter().filter_map(|t| t.floats(len).ok()) {
                     assert!(range.end <= len);
                 }
             }

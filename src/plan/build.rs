@@ -10,7 +10,7 @@ use crate::{
         decide::{Decider, Decision, Scope},
         dense,
         graph::{self, Drafted},
-        importance::{Binder, with_note},
+        importance::{Asked, Binder, with_note},
         layout::{self, Output, Unit},
         origin, overrides,
         rename::Renames,
@@ -18,7 +18,7 @@ use crate::{
         split, survey,
     },
     quant::{
-        Content as PartContent, Scheme, Weight,
+        self, Content as PartContent, Scheme, Weight,
         dialect::{Arranged, Arrangement, Component, Decided, Slice, mlx::Mixed},
         format::cast::Cast,
         manifest,
@@ -32,6 +32,28 @@ use crate::{
 /// # Errors
 /// What cannot be shown, with the file, tensor or option and what to do.
 pub fn build(source: &dyn Source, options: &Options) -> Result<Plan, Error> {
+    arranged(source, options, |mut builder, snapshot, decider| {
+        let binder = std::mem::replace(&mut builder.binder, Binder::new(None));
+        binder.check(&mut builder.plan.warnings)?;
+        builder.finish(snapshot, decider)
+    })
+}
+
+/// What the importance of these options says of each weight of their plan, in the order of [`Plan::weights`], whether the
+/// weight's method weighs errors or not: just that which [`build`] has schemes weigh them by.
+///
+/// # Errors
+/// As [`build`], but for importance that no method weighs.
+pub fn importance_of_weights(source: &dyn Source, options: &Options) -> Result<Vec<Option<quant::Importance>>, Error> {
+    arranged(source, options, |builder, _, _| Ok(builder.binder.told(builder.plan.weights.len())))
+}
+
+/// What becomes of a builder that knows all weights.
+fn arranged<T>(
+    source: &dyn Source,
+    options: &Options,
+    then: impl FnOnce(Builder<'_>, &Snapshot, &Decider<'_>) -> Result<T, Error>,
+) -> Result<T, Error> {
     // The source's own dtypes and sizes are those of its models already.
     let graphs = reads_graphs(&options.spec);
     if let Some(other) =
@@ -68,9 +90,7 @@ pub fn build(source: &dyn Source, options: &Options) -> Result<Plan, Error> {
     decider.check_components(&snapshot.sets.iter().map(|set| set.dir.as_str()).collect::<Vec<_>>())?;
     decider.check_rules()?;
     builder.renames.check()?;
-    let binder = std::mem::replace(&mut builder.binder, Binder::new(None));
-    binder.check(&mut builder.plan.warnings)?;
-    builder.finish(&snapshot, &decider)
+    then(builder, &snapshot, &decider)
 }
 
 struct Builder<'a> {
@@ -111,7 +131,7 @@ impl<'a> Builder<'a> {
         let mut arrangement = arrangement;
         for tensor in &mut arrangement.tensors {
             let mut decision = decider.decide(&component, tensor)?;
-            self.binder.weigh(set, tensor, &mut decision)?;
+            self.binder.weigh(self.plan.weights.len(), set, tensor, &mut decision)?;
             modules.extend(decision.stored.iter().map(|s| (self.plan.weights.len(), s.weight.stem.clone())));
             if set.graph.is_none() {
                 self.rename(tensor, &mut decision)?;
@@ -207,7 +227,9 @@ impl<'a> Builder<'a> {
                 }
                 Ok(mut shown) => {
                     let from = origin::origin(set, &same)?;
-                    let weighted = self.binder.weighted(set, &same, &shown.weight, shown.scheme.as_ref())?;
+                    let (weight, spec, scheme) = (&shown.weight, &shown.spec, shown.scheme.as_ref());
+                    let asked = Asked { number: self.plan.weights.len(), weight, spec, scheme };
+                    let weighted = self.binder.weighted(set, &same, &asked)?;
                     if let Some(scheme) = weighted {
                         (shown.scheme, shown.why) = (scheme, with_note(&shown.why));
                     }

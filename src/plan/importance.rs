@@ -9,19 +9,29 @@
 mod bind;
 mod llama;
 
-use std::{collections::BTreeMap, fs::File, io::Read, path::Path};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs::File,
+    io::Read,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use crate::{
     container::{Malformed, gguf, safetensors},
     kernel::{Cast, kernels},
     plan::Error,
+    quant,
     tensor::Float,
 };
 
-pub(crate) use bind::{Binder, with_note};
+pub(crate) use bind::{Asked, Binder, with_note};
 
 /// The longest file that is read: that of the largest mixtures takes a gigabyte.
 const MAX_BYTES: u64 = 1 << 30;
+
+/// Most entries of a file of the older form: many times what the largest mixtures have, and some hundred megabytes.
+const MAX_ENTRIES: usize = 1 << 20;
 
 /// Suffixes of what a GGUF says of a tensor: sums of squares, and how many were summed.
 const SUMS: &str = ".in_sum2";
@@ -48,6 +58,8 @@ pub struct Importance {
     llama: bool,
     entries: BTreeMap<String, Entry>,
     digest: [u8; 32],
+    /// What weights were given of it, by content: the views of one file hold it once.
+    given: Arc<Mutex<HashMap<String, quant::Importance>>>,
 }
 
 /// What is said of one weight.
@@ -96,7 +108,13 @@ impl Importance {
         if entries.values().all(|entry| entry.values.is_empty()) {
             return Err(refuse("it says nothing of any weight"));
         }
-        Ok(Self { text: text.to_owned(), llama, entries, digest: *blake3::hash(file).as_bytes() })
+        Ok(Self {
+            text: text.to_owned(),
+            llama,
+            entries,
+            digest: *blake3::hash(file).as_bytes(),
+            given: Arc::default(),
+        })
     }
 
     /// What messages call it: the path.
@@ -129,6 +147,12 @@ impl Importance {
         Some((name, entry.values.get(first..first.checked_add(each)?)?))
     }
 
+    /// What a weight is given, as it was given to another before.
+    fn shared(&self, given: quant::Importance) -> quant::Importance {
+        let mut known = self.given.lock().unwrap_or_else(PoisonError::into_inner);
+        known.entry(given.id()).or_insert(given).clone()
+    }
+
     /// Of the file's content.
     #[must_use]
     pub fn digest(&self) -> &[u8; 32] {
@@ -155,23 +179,27 @@ fn floats(bytes: &[u8]) -> Vec<f32> {
 
 fn of_gguf(file: &[u8]) -> Result<Entries, Malformed> {
     let parsed = gguf::parse(file)?;
-    match parsed.string("general.type") {
+    match parsed.kind {
         Some("imatrix") => {}
         other => {
             let is = other.map_or("a model".to_owned(), |of| format!("of type `{of}`"));
             return Err(Malformed::new(format!("this GGUF is {is}, and not an importance matrix")));
         }
     }
-    let all: BTreeMap<&str, &gguf::Tensor> = parsed.tensors.iter().map(|t| (t.name.as_str(), t)).collect();
-    let read = |tensor: &gguf::Tensor| {
+    let mut left = file.len() as u64;
+    let mut read = |tensor: &gguf::Tensor<'_>| {
         let range = tensor.floats(file.len() as u64)?;
+        // What lies apart is no longer than the file: values take no more memory than it.
+        let less = left.checked_sub(range.end - range.start);
+        left = less.ok_or_else(|| Malformed::new("its tensors lie over each other"))?;
         let at = |n| usize::try_from(n).unwrap_or(usize::MAX);
         Ok(floats(file.get(at(range.start)..at(range.end)).unwrap_or_default()))
     };
     let mut entries = Entries::new();
-    for (name, tensor) in &all {
+    for tensor in parsed.tensors() {
+        let name = tensor.name;
         let Some(weight) = name.strip_suffix(SUMS) else { continue };
-        let counts = all.get(format!("{weight}{COUNTS}").as_str());
+        let counts = parsed.tensor(&format!("{weight}{COUNTS}"));
         let counts = counts.ok_or_else(|| Malformed::new(format!("{weight}{COUNTS} is missing")))?;
         let (mut values, counts): (Vec<f32>, Vec<f32>) = (read(tensor)?, read(counts)?);
         if counts.is_empty() || !values.len().is_multiple_of(counts.len()) {
@@ -229,7 +257,8 @@ fn of_dat(file: &[u8]) -> Result<Entries, Malformed> {
         usize::try_from(number).ok()
     };
     let mut entries = Entries::new();
-    for _ in 0..length(take(Some(4))?).ok_or_else(|| wrong("a negative number of entries"))? {
+    let count = length(take(Some(4))?).filter(|count| *count <= MAX_ENTRIES);
+    for _ in 0..count.ok_or_else(|| wrong(&format!("a negative number of entries, or over {MAX_ENTRIES}")))? {
         let len = length(take(Some(4))?);
         let name = std::str::from_utf8(take(len)?).map_err(|_| wrong("a name that is no UTF-8"))?.to_owned();
         let calls = length(take(Some(4))?).ok_or_else(|| wrong("a negative number of calls"))?;

@@ -33,7 +33,7 @@ use crate::{
 };
 
 pub use adapters::Adapter;
-pub use build::build;
+pub use build::{build, importance_of_weights};
 pub use error::Error;
 pub use importance::Importance;
 pub use overrides::Override;
@@ -89,6 +89,21 @@ impl Options {
             split: false,
             renames: vec![],
         }
+    }
+
+    /// Whether the method of some spec among them weighs errors.
+    #[must_use]
+    pub fn weigh_errors(&self) -> bool {
+        let rules = self.rules.iter().chain(self.components.iter().flat_map(|component| &component.rules));
+        let specs = rules.map(|rule| &rule.spec).chain(self.components.iter().map(|component| &component.spec));
+        specs.chain([&self.spec]).any(Spec::weighs_errors)
+    }
+
+    /// The same without importance that no method among them weighs errors by: such a view has no use for it, and its plan
+    /// would refuse it.
+    #[must_use]
+    pub fn without_idle_importance(&self) -> Self {
+        Self { importance: self.importance.clone().filter(|_| self.weigh_errors()), ..self.clone() }
     }
 
     /// As the flags of the command line would say it, without what is left at its default.

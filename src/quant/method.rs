@@ -75,6 +75,17 @@ impl Importance {
         weight.cols() == self.cols && weight.rows() == self.values.len() / self.cols * self.rows
     }
 
+    /// `[matrices, columns]`: a row for every run of rows of the weight, each of a mean of one.
+    #[must_use]
+    pub fn values(&self) -> &[f32] {
+        &self.values
+    }
+
+    /// Whether all rows of the weight have the same.
+    pub(crate) fn is_alike(&self) -> bool {
+        self.values.chunks_exact(self.cols).all(|row| *row == self.values[..self.cols])
+    }
+
     /// Names the values, in hexadecimal.
     #[must_use]
     pub fn id(&self) -> String {

@@ -236,7 +236,7 @@ pub trait Scheme: Send + Sync + Debug {
     }
 
     /// The scheme for weights whose errors weigh so, which an importance [fits](Importance::fits). `None` where its method
-    /// weighs no errors.
+    /// weighs no errors, or where rows differ in what their columns matter and it cannot tell rows apart.
     fn weighted(&self, importance: &Importance) -> Option<Arc<dyn Scheme>> {
         let _ = importance;
         None

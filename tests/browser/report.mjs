@@ -13,10 +13,19 @@ import { Browser, installed } from "./browser.mjs";
 
 const hostile = "model.layers.1.mlp.</script><script>document.title='broken out'</script><img src=x onerror=\"document.title='broken out'\">";
 
-/** A small source: bf16 values of both signs. */
+/** A small source of two components, and a recipe that asks for one of them otherwise. */
 function source(dir) {
   const shapes = { "lm_head.weight": [64, 128], "model.norm.weight": [128], [`${hostile}.weight`]: [128, 128] };
   for (let layer = 0; layer < 12; layer += 1) shapes[`model.layers.${layer}.mlp.up_proj.weight`] = [128, 128];
+  component(dir, shapes);
+  component(join(dir, "draft"), { "model.layers.0.mlp.up_proj.weight": [128, 128], "model.layers.1.mlp.up_proj.weight": [128, 128] });
+  const recipe = join(work, "recipe.toml");
+  writeFileSync(recipe, `spec = "ct-4bit-g32"\n[components.draft]\nspec = "ct-8bit"\n[[components.draft.rules]]\npattern = "*.1.*"\nspec = "source"\n`);
+  return [dir, "--recipe", recipe, "--candidate", "ct-4bit-g32", "--candidate", "ct-8bit", "--candidate", "ct-3bit-channel", "--candidate", "bnb-nf4", "--candidate", "gptq-4bit"];
+}
+
+/** Weights of bf16 values of both signs, and their config. */
+function component(dir, shapes) {
   const header = {};
   const data = [];
   for (const [name, shape] of Object.entries(shapes)) {
@@ -32,7 +41,6 @@ function source(dir) {
   mkdirSync(dir);
   writeFileSync(join(dir, "model.safetensors"), Buffer.concat([length, text, ...data]));
   writeFileSync(join(dir, "config.json"), JSON.stringify({ architectures: ["LlamaForCausalLM"], model_type: "llama", torch_dtype: "bfloat16" }));
-  return [dir, "--spec", "ct-4bit-g32", "--candidate", "ct-4bit-g32", "--candidate", "ct-8bit", "--candidate", "ct-3bit-channel", "--candidate", "bnb-nf4", "--candidate", "gptq-4bit"];
 }
 
 const program = installed();
@@ -88,7 +96,7 @@ try {
     for (const scheme of ["light", "dark"]) {
       await browser.look(width, scheme);
       check(`${width} px: the page is as wide as the window`, await browser.run("document.documentElement.scrollWidth <= innerWidth"), true);
-      check("every candidate that loses anything is a point", await browser.run(`document.querySelectorAll("#scatter .point").length`), known.filter((one) => one.errors.relative > 0).length);
+      check("every candidate that loses anything is a point", await browser.run(`document.querySelectorAll("#scatter .point").length`), known.filter((one) => one.loss > 0).length);
       check("charts fill their place", await browser.run(`[...document.querySelectorAll(".chart svg")].every((svg) => Math.abs(svg.viewBox.baseVal.width - svg.getBoundingClientRect().width) < 2)`), true);
       check("labels do not touch", await browser.run(`(() => {
         const boxes = [...document.querySelectorAll("#scatter .label")].map((label) => label.getBoundingClientRect());
@@ -105,6 +113,11 @@ try {
   const names = (await browser.run(column("tensors", "Name"))).cells;
   check("every tensor is in the plan by its name", names.length, Math.min(200, facts.tensors.length));
   check("none by another", names.every((name) => facts.tensors.some((one) => full(one) === name)), true);
+
+  const asked = await browser.run(`document.getElementById("colophon").textContent`);
+  check("options are words", asked.includes("[object"), false);
+  for (const dir of Object.keys(facts.options.components ?? {})) check(`those of ${dir}, too`, asked.includes(`${dir} (spec ${facts.options.components[dir].spec}`), true);
+  if (given.length === 0) check("all of them", asked.includes("components: draft (spec ct-8bit-g128, rules *.1.*=source)"), true);
 
   // Sorting: by mouse, back, and by keyboard.
   await click("tensors", "Name");

@@ -287,6 +287,20 @@ fn importance_weighs_columns() {
         let found = errors::of_candidate(&base, 0, &scheme, &asked).unwrap().weighted;
         assert!((found / expected - 1.0).abs() < 1e-11, "{name}: {found}, not {expected}");
     }
+    // A matrix for each quarter of the rows, which have other columns that matter, in whatever way bands are cut.
+    let of_matrices: Vec<f32> = (0..4 * COLS).map(|i| ((i * 37) % 11) as f32 * (1 + i / COLS) as f32).collect();
+    let of = |i: usize| f64::from(of_matrices[i / COLS / (ROWS / 4) * COLS + i % COLS]);
+    for (name, scheme) in schemes() {
+        let shown = decoded(&scheme, &elements);
+        let lost = |(i, (w, q)): (usize, (&f32, &f32))| (f64::from(*w) - f64::from(*q)).powi(2) * of(i);
+        let expected: f64 = elements.iter().zip(&shown).enumerate().map(lost).sum();
+        let energy: f64 = elements.iter().enumerate().map(|(i, w)| f64::from(*w).powi(2) * of(i)).sum();
+        let asked = Asked { importance: Some(&of_matrices), ..Asked::default() };
+        let found = errors::of_candidate(&base, 0, &scheme, &asked).unwrap();
+        assert!((found.weighted / expected - 1.0).abs() < 1e-11, "{name}: {}, not {expected}", found.weighted);
+        let counted = found.lost == 0 && found.nan == 0;
+        assert!(counted && (found.loss() / (expected / energy) - 1.0).abs() < 1e-11, "{name}: {}", found.loss());
+    }
     let (_, scheme) = schemes().remove(0);
     for wrong in [0, COLS - 1, COLS * 3] {
         let asked = Asked { importance: Some(&vec![1.0; wrong]), ..Asked::default() };

@@ -1,12 +1,13 @@
 //! Importance matrices: the files that hold them, and the views whose errors they weigh.
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use quantfs::{
-    plan::{Error, Importance, Options},
+    plan::{self, Error, Importance, Options},
     quant::{self, FORMATS, Weight},
     tensor::{Dtype, Float},
     view::View,
@@ -79,6 +80,8 @@ fn what_is_no_matrix_is_refused() {
     fails(&dat(&[("output.weight", 1, &[f32::NAN])]), "not finite");
     fails(&dat(&[("output.weight", 1, &[-1.0])]), "negative");
     fails(&dat(&[]), "says nothing");
+    fails(&(1i32 << 21).to_le_bytes(), "number of entries, or over");
+    fails(&(-1i32).to_le_bytes(), "number of entries, or over");
     let file = std::fs::read(golden("methods/imatrix_tiny.gguf")).unwrap();
     let at = |word: &[u8]| file.windows(word.len()).position(|w| w == word).unwrap();
     let changed = |word: &[u8], to: &[u8]| {
@@ -102,6 +105,34 @@ fn what_is_no_matrix_is_refused() {
     }
     let missing = Importance::open(Path::new("/nowhere/of.gguf")).unwrap_err().to_string();
     assert!(missing.contains("/nowhere/of.gguf"), "{missing}");
+}
+
+/// Many tensors that are all the same bytes would take many times the file.
+#[test]
+fn tensors_that_lie_over_each_other_are_refused() {
+    let string = |text: &str| [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat();
+    let made = |names: &[&str], offset: u64| {
+        let mut out =
+            [&b"GGUF"[..], &3u32.to_le_bytes(), &(names.len() as u64).to_le_bytes(), &1u64.to_le_bytes()].concat();
+        out.extend([string("general.type"), 8u32.to_le_bytes().to_vec(), string("imatrix")].concat());
+        for (name, at) in names.iter().zip(0u64..) {
+            let (count, start) = if name.ends_with("counts") { (1u64, 0) } else { (256, 32 + at * offset) };
+            out.extend(string(name));
+            out.extend(
+                [&1u32.to_le_bytes()[..], &count.to_le_bytes(), &0u32.to_le_bytes(), &start.to_le_bytes()].concat(),
+            );
+        }
+        out.resize(out.len().next_multiple_of(32) + 32 + 3 * 1024, 0x3f);
+        Importance::parse("it", &out)
+    };
+    let names = ["output.weight.in_sum2", "output.weight.counts"];
+    assert_eq!(made(&names, 0).unwrap().of("lm_head"), Some(&[1.0; 256][..]));
+    let weights: Vec<String> = (0..4).map(|layer| format!("blk.{layer}.attn_q.weight")).collect();
+    let all: Vec<String> = weights.iter().flat_map(|w| [format!("{w}.in_sum2"), format!("{w}.counts")]).collect();
+    let all: Vec<&str> = all.iter().map(String::as_str).collect();
+    let error = made(&all, 0).unwrap_err().to_string();
+    assert!(error.contains("over each other"), "{error}");
+    assert!(made(&all[..4], 512).is_ok());
 }
 
 /// Our own form: a tensor for each weight.
@@ -168,7 +199,7 @@ fn a_views_errors_are_weighed() {
     let weighed: Vec<_> = plan.rows.iter().filter(|row| row.why.contains("weighed by importance")).collect();
     assert_eq!(weighed.iter().map(|row| row.name.as_str()).collect::<Vec<_>>(), [format!("{name}.weight")]);
     let keys = |view: &Arc<View>| {
-        view.plan().weights.iter().map(|w| (w.weight.stem.clone(), w.key)).collect::<std::collections::BTreeMap<_, _>>()
+        view.plan().weights.iter().map(|w| (w.weight.stem.clone(), w.key)).collect::<BTreeMap<_, _>>()
     };
     let (with, without) = (keys(&shown), keys(&plain));
     assert!(with.iter().all(|(stem, key)| (without[stem] == *key) == (stem != name)), "other bytes, another key");
@@ -229,4 +260,57 @@ fn what_would_be_ignored_is_refused() {
     );
     let told = some.unwrap().plan().warnings.join("\n");
     assert!(told.contains("rounded to nearest") && told.contains(name), "{told}");
+}
+
+/// Packings along the input are made strip by strip: what their columns matter is the same for all rows, or not weighed.
+#[test]
+fn rows_that_differ_are_not_weighed_where_they_are_packed_together() {
+    let [first, second] = [1, 2].map(|seed| spread(seed, 64));
+    let of = |rows: usize, values: &[f32]| quant::Importance::new(64, rows, values).unwrap();
+    let (one, twice) = (of(64, &first), of(32, &first.repeat(2)));
+    let differing = of(32, &[first, second].concat());
+    let weight = Weight { stem: String::new(), float: Float::Bf16, shape: vec![64, 64] };
+    let data: Vec<u8> =
+        written::values(3, 64 * 64).into_iter().flat_map(|v| half::bf16::from_f32(v).to_le_bytes()).collect();
+    for name in ["gptq", "awq", "mlx"] {
+        let format = FORMATS.iter().find(|format| format.name() == name).unwrap();
+        let word =
+            |option: &&[&'static str]| ["g32", "ls"].into_iter().find(|w| option.contains(w)).unwrap_or(option[0]);
+        let words: Vec<&str> = format.options("4bit").iter().map(word).collect();
+        let scheme = format.bind("4bit", &words).unwrap().unwrap();
+        let packed = name != "mlx";
+        let made = |importance: &quant::Importance| {
+            let scheme = scheme.weighted(importance)?;
+            let extent = scheme.banding(&weight).extent(&weight);
+            Some(encode(&*scheme, &weight, &scheme.parts(&weight).unwrap(), &data, 0..extent))
+        };
+        assert!(made(&one).is_some() && made(&one) == made(&twice), "{name}: rows that say the same");
+        assert_eq!(made(&differing).is_none(), packed, "{name}");
+        assert!(made(&differing) != made(&one), "{name}");
+    }
+}
+
+/// What the weights of one view are given of a file, those of the next one share.
+#[test]
+fn views_of_one_file_hold_it_once() {
+    let from = views::open(&golden("mlx_lm/llama_src"));
+    let tensors = source("llama_src");
+    let weights: Vec<_> = tensors.iter().filter(|(_, (_, shape, _))| shape.len() == 2).collect();
+    let entries = weights
+        .iter()
+        .zip(1..)
+        .map(|((name, (_, shape, _)), seed)| (name.as_str(), &shape[1..], spread(seed, shape[1])));
+    let file = matrix(&entries.collect::<Vec<_>>());
+    let (mut held, mut given) = (BTreeMap::new(), 0);
+    for spec in ["4bit-g32-ls", "3bit-g64-ls", "ct-4bit-g32", "gptq-4bit-g32-ls", "4bit"] {
+        let options = Options { importance: Some(Arc::clone(&file)), ..views::options(spec, &[]).unwrap() };
+        let found = plan::importance_of_weights(&*from, &options).unwrap();
+        for values in found.iter().flatten().map(quant::Importance::values) {
+            held.insert(values.as_ptr(), size_of_val(values));
+            given += size_of_val(values);
+        }
+    }
+    let all: usize = weights.iter().map(|(_, (_, shape, _))| 4 * shape[1]).sum();
+    assert_eq!(held.values().sum::<usize>(), all);
+    assert!(given > 4 * all, "five views were given {given} bytes");
 }

@@ -6,12 +6,12 @@ use std::{
     process::{Command, Output},
 };
 
-use quantfs::{bulk::report, plan::Spec};
+use quantfs::{bulk::report, plan::Spec, tensor::Dtype};
 use serde_json::Value;
 
 use crate::common::{
     views,
-    written::{bf16, write},
+    written::{bf16, tensor, values, write},
 };
 
 const LLAMA: &str = r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "bfloat16"}"#;
@@ -169,6 +169,33 @@ fn candidates_quantize_what_the_view_does() {
     let kept = mixed[1]["totals"]["bytes_after"].as_u64() > plain[0]["totals"]["bytes_after"].as_u64();
     assert!(kept && mixed[0]["totals"]["bytes_after"].as_u64() > mixed[1]["totals"]["bytes_after"].as_u64());
     fs::remove_file(page).unwrap();
+}
+
+/// What a candidate shows as NaN is lost: where that is everything it is neither small and good nor drawn as such.
+#[test]
+fn what_is_lost_altogether_is_no_virtue() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut elements = values(1, 256 * 128);
+    elements.chunks_mut(128).for_each(|row| row[5] = f32::INFINITY);
+    let data = elements.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect();
+    let tensors = [tensor("model.layers.0.mlp.up_proj.weight", Dtype::BF16, &[256, 128], data)];
+    write(&dir.path().join("model.safetensors"), &tensors, 8);
+    fs::write(dir.path().join("config.json"), LLAMA).unwrap();
+    let page = dir.path().join("r.html");
+    let specs = ["mlx-4bit-g32", "mlx-2bit-g32", "mlx-2bit-g128"];
+    let compared = specs.iter().flat_map(|spec| ["--candidate", spec]).chain(["--spec", specs[0], "--json"]);
+    let args: Vec<&str> = ["report", ".", "-o", page.to_str().unwrap()].into_iter().chain(compared).collect();
+    told(&args, dir.path());
+    let facts = facts(&fs::read_to_string(&page).unwrap());
+    let all = facts["candidates"].as_array().unwrap();
+    let of = |key: &str| all.iter().map(|one| one[key].clone()).collect::<Vec<_>>();
+    assert_eq!(of("spec"), specs);
+    assert_eq!(all[2]["errors"]["lost"], 256 * 127, "groups are lost whole");
+    assert_eq!(of("front"), [true, true, true], "the smallest, the best, and one between");
+    let loss: Vec<f64> = of("loss").iter().map(|loss| loss.as_f64().unwrap()).collect();
+    let lost = |count: f64| (count / 128.0).sqrt();
+    assert!(loss[0] > lost(31.0) && loss[0] < loss[1] && loss[1] < 0.9 && loss[2] == lost(127.0), "{loss:?}");
+    assert_eq!(of("layers"), loss.iter().map(|loss| serde_json::json!([loss])).collect::<Vec<_>>());
 }
 
 /// Every scheme with every group; flavours as asked.

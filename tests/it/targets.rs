@@ -7,7 +7,8 @@ use quantfs::{
         Silent,
         target::{Chosen, Target, choose},
     },
-    plan::{self, Options, Plan},
+    plan::{self, Importance, Options, Plan},
+    quant,
     source::Source,
     tensor::Dtype,
 };
@@ -15,7 +16,7 @@ use tempfile::TempDir;
 
 use crate::common::{
     views,
-    written::{Written, tensor, values, write},
+    written::{Written, f32s, tensor, values, write},
 };
 
 /// Layers of the model of these tests.
@@ -70,7 +71,7 @@ fn source(path: &Path) -> Arc<dyn Source> {
 
 fn chosen(path: &Path, options: &Options, target: Target) -> Result<(Chosen, Plan), String> {
     let source = source(path);
-    let chosen = choose(&source, options, target, &|_| None, &Silent).map_err(|e| e.to_string())?;
+    let chosen = choose(&source, options, target, &Silent).map_err(|e| e.to_string())?;
     let plan = plan::build(source.as_ref(), &chosen.options).unwrap();
     Ok((chosen, plan))
 }
@@ -236,20 +237,204 @@ fn columns_that_do_not_matter_spoil_nothing() {
         bf16("blocks.0.b.weight", &[128, 256], &values(6, 128 * 256)),
     ];
     write(&dir.path().join("model.safetensors"), &tensors, 8);
-    let (source, options) = (source(dir.path()), asked("4bit", &[]));
-    let target = Target::BitsPerWeight(4.3);
+    let (options, target) = (asked("4bit", &[]), Target::BitsPerWeight(4.3));
     let first_half: Vec<f32> = (0..256).map(|column| f32::from(u8::from(column < 128))).collect();
-    let told = |name: &str| (name == "blocks.0.a.weight").then(|| first_half.clone());
-    let weighed = choose(&source, &options, target, &told, &Silent).unwrap();
-    let plan = plan::build(source.as_ref(), &weighed.options).unwrap();
+    let told = |shape: &[usize], values: &[f32]| Options {
+        importance: Some(matrix(&[("blocks.0.a", shape, values.to_vec())])),
+        ..options.clone()
+    };
+    let (weighed, plan) = chosen(dir.path(), &told(&[256], &first_half), target).unwrap();
     assert_eq!(becomes(&plan)["blocks.0.a.weight"], "mlx-2bit-g128");
+    assert!(weighed.options.importance.is_none(), "the view rounds, and has no use for it");
     let (_, alike) = chosen(dir.path(), &options, target).unwrap();
     assert_ne!(becomes(&alike)["blocks.0.a.weight"], "mlx-2bit-g128");
-    let wide = |name: &str| told(name).map(|values| [values.clone(), values].concat());
-    assert!(choose(&source, &options, target, &wide, &Silent).is_ok(), "a row for each half of the rows");
-    let narrow = |_: &str| Some(vec![1.0; 100]);
-    let why = choose(&source, &options, target, &narrow, &Silent).unwrap_err().to_string();
-    assert!(why.contains("importance of 100 columns"), "{why}");
+    for (shape, count) in [(&[100][..], 100), (&[2, 256], 512)] {
+        let why = chosen(dir.path(), &told(shape, &vec![1.0; count]), target).unwrap_err();
+        assert!(why.contains("--importance") && why.contains("blocks.0.a"), "{why}");
+    }
+}
+
+/// Our own form: a tensor for each weight.
+fn matrix(tensors: &[(&str, &[usize], Vec<f32>)]) -> Arc<Importance> {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let tensors: Vec<_> = tensors.iter().map(|(name, shape, values)| f32s(name, shape, values)).collect();
+    write(file.path(), &tensors, 8);
+    Arc::new(Importance::open(file.path()).unwrap())
+}
+
+/// As llama.cpp wrote it at first, without a word on how many matrices an entry is of.
+fn dat(entries: &[(String, Vec<f32>)]) -> Arc<Importance> {
+    let number = |n: usize| i32::try_from(n).unwrap().to_le_bytes();
+    let mut out = number(entries.len()).to_vec();
+    for (name, values) in entries {
+        out.extend([&number(name.len())[..], name.as_bytes(), &number(1), &number(values.len())].concat());
+        out.extend(values.iter().flat_map(|v| v.to_le_bytes()));
+    }
+    Arc::new(Importance::parse("old", &out).unwrap())
+}
+
+/// A mixture of two layers, whose experts lie fused or one by one, and what its columns matter, another in each expert.
+mod mixture {
+    use super::*;
+
+    pub(super) const EXPERTS: usize = 3;
+    const HIDDEN: usize = 128;
+    const INNER: usize = 64;
+
+    /// What the fused tensors of a layer hold, and how it is called in llama.cpp's files.
+    pub(super) const FUSED: [(&str, [usize; 2], [&str; 2]); 2] = [
+        ("gate_up_proj", [2 * INNER, HIDDEN], ["gate_proj", "up_proj"]),
+        ("down_proj", [HIDDEN, INNER], ["down_proj", ""]),
+    ];
+
+    /// Columns that matter: of each expert other ones.
+    pub(super) fn columns(layer: usize, cols: usize, expert: usize) -> Vec<f32> {
+        let matters = |k: usize| (k / 32 + expert + layer).is_multiple_of(cols / 32);
+        (0..cols).map(|k| if matters(k) { 40.0 + k as f32 } else { 0.01 }).collect()
+    }
+
+    /// Elements of an expert: in the first layer those that matter are easily rounded.
+    fn elements(layer: usize, [rows, cols]: [usize; 2], expert: usize) -> Vec<f32> {
+        let mut all = values((layer * 7 + expert * 3 + rows) as u64, rows * cols);
+        let of = columns(layer, cols, expert);
+        if layer == 0 {
+            all.iter_mut().enumerate().filter(|(i, _)| of[i % cols] > 1.0).for_each(|(_, v)| *v = v.signum());
+        }
+        all
+    }
+
+    /// The names of experts' layers with the rows that they have of what may be fused.
+    pub(super) fn apart(layer: usize, expert: usize) -> Vec<(String, [usize; 2], usize)> {
+        let of = |(_, [rows, cols], layers): &(&str, [usize; 2], [&str; 2])| {
+            let count = layers.iter().filter(|name| !name.is_empty()).count();
+            let name = |(at, name): (usize, &&str)| {
+                (format!("model.layers.{layer}.mlp.experts.{expert}.{name}"), [rows / count, *cols], at)
+            };
+            layers.iter().take(count).enumerate().map(name).collect::<Vec<_>>()
+        };
+        FUSED.iter().flat_map(of).collect()
+    }
+
+    pub(super) fn fused(layer: usize, name: &str) -> String {
+        format!("model.layers.{layer}.mlp.experts.{name}")
+    }
+
+    pub(super) fn written(is_fused: bool) -> TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        let mut tensors = vec![];
+        for layer in 0..2 {
+            for (name, shape, layers) in FUSED {
+                let each: Vec<_> = (0..EXPERTS).map(|expert| elements(layer, shape, expert)).collect();
+                if is_fused {
+                    tensors.push(bf16(&fused(layer, name), &[EXPERTS, shape[0], shape[1]], &each.concat()));
+                    continue;
+                }
+                for (expert, values) in each.iter().enumerate() {
+                    let of = apart(layer, expert)
+                        .into_iter()
+                        .filter(|(own, ..)| layers.iter().any(|l| own.ends_with(&format!(".{l}"))));
+                    for (own, [rows, cols], at) in of {
+                        let part = &values[at * rows * cols..][..rows * cols];
+                        tensors.push(bf16(&format!("{own}.weight"), &[rows, cols], part));
+                    }
+                }
+            }
+        }
+        write(&dir.path().join("model.safetensors"), &tensors, 8);
+        let config = format!(
+            r#"{{"model_type": "qwen3_moe", "torch_dtype": "bfloat16", "hidden_size": {HIDDEN}, "num_experts": {EXPERTS}, "num_hidden_layers": 2}}"#
+        );
+        fs::write(dir.path().join("config.json"), config).unwrap();
+        dir
+    }
+
+    /// Files that say the same of it: of fused tensors, of each expert, and two of llama.cpp's.
+    pub(super) fn importances() -> [(&'static str, Arc<Importance>); 3] {
+        let stack = |layer, cols| (0..EXPERTS).flat_map(|expert| columns(layer, cols, expert)).collect::<Vec<f32>>();
+        let (mut of_fused, mut of_each, mut of_llama) = (vec![], vec![], vec![]);
+        for layer in 0..2 {
+            for (name, [_, cols], _) in FUSED {
+                of_fused.push((fused(layer, name), vec![EXPERTS, cols], stack(layer, cols)));
+            }
+            for expert in 0..EXPERTS {
+                let each = apart(layer, expert).into_iter();
+                of_each.extend(each.map(|(name, [_, cols], _)| (name, vec![cols], columns(layer, cols, expert))));
+            }
+            for (word, cols) in [("gate", HIDDEN), ("up", HIDDEN), ("down", INNER)] {
+                of_llama.push((format!("blk.{layer}.ffn_{word}_exps.weight"), stack(layer, cols)));
+            }
+        }
+        let told = |all: &[(String, Vec<usize>, Vec<f32>)]| {
+            matrix(&all.iter().map(|(name, shape, v)| (name.as_str(), &shape[..], v.clone())).collect::<Vec<_>>())
+        };
+        [("fused", told(&of_fused)), ("each", told(&of_each)), ("llama", dat(&of_llama))]
+    }
+}
+
+/// What the columns of each weight matter is found as its elements are: in whatever way experts lie, and are told of.
+#[test]
+fn experts_are_weighed_by_their_own_columns() {
+    use mixture::{EXPERTS, columns, importances, written};
+    let scaled = |row: Vec<f32>| {
+        let mean = row.iter().map(|w| f64::from(*w)).sum::<f64>() / row.len() as f64;
+        row.into_iter().map(|w| f64::from(w) / mean).collect::<Vec<f64>>()
+    };
+    let mut seen = 0;
+    for (is_fused, told, spec) in [
+        (true, &["fused", "llama"][..], "ct-4bit-g32"),
+        (true, &["fused", "llama"], "gptq-4bit-g32"),
+        (false, &["each", "llama"], "ct-4bit-g32"),
+        (false, &["each", "llama"], "mlx-4bit-g32"),
+        (false, &["each", "llama"], "mlx-4bit-g32-ls"),
+    ] {
+        let dir = written(is_fused);
+        let source = source(dir.path());
+        for (name, file) in importances().into_iter().filter(|(name, _)| told.contains(name)) {
+            let options = Options { importance: Some(file), ..asked(spec, &[]) };
+            let found = plan::importance_of_weights(source.as_ref(), &options).unwrap();
+            let plan = plan::build(source.as_ref(), &options.without_idle_importance()).unwrap();
+            assert_eq!(found.len(), plan.weights.len());
+            for (planned, found) in plan.weights.iter().zip(&found) {
+                let words: Vec<&str> = planned.weight.stem.split('.').collect();
+                let (layer, cols) = (words[2].parse().unwrap(), planned.weight.cols());
+                let of = |expert| scaled(columns(layer, cols, expert));
+                let expected = match words[5].parse() {
+                    Ok(expert) => of(expert),
+                    Err(_) => (0..EXPERTS).flat_map(of).collect(),
+                };
+                let what = format!("{spec}, {name}: {}", planned.weight.stem);
+                let found = found.as_ref().map(quant::Importance::values).unwrap_or_default();
+                assert_eq!(found.len(), expected.len(), "{what}");
+                assert!(found.iter().zip(&expected).all(|(a, b)| (f64::from(*a) - b).abs() < 1e-6 * b), "{what}");
+                seen += 1;
+            }
+        }
+    }
+    assert_eq!(seen, 2 * (3 * 2 * 3 * EXPERTS + 2 * 2 * 3));
+}
+
+/// Fused experts are chosen for as those that lie one by one.
+#[test]
+fn fused_experts_are_chosen_for_as_others() {
+    let [fused, apart] = [true, false].map(mixture::written);
+    let [of_fused, of_each, of_llama] = mixture::importances().map(|(_, file)| Some(file));
+    for spec in ["ct-4bit-g32", "gptq-4bit-g32", "gptq-4bit-g32-ls"] {
+        let mut matters = false;
+        for bits in [5.0, 5.5, 6.0, 7.0] {
+            let specs_of = |dir: &TempDir, importance: &Option<Arc<Importance>>| {
+                let options = Options { importance: importance.clone(), ..asked(spec, &[]) };
+                let (_, plan) = chosen(dir.path(), &options, Target::BitsPerWeight(bits)).unwrap();
+                let of = |row: &plan::Row| (row.name.clone(), row.becomes.clone());
+                plan.rows.iter().map(of).collect::<BTreeMap<_, _>>()
+            };
+            let expected = specs_of(&apart, &of_each);
+            assert_eq!(specs_of(&fused, &of_fused), expected, "{spec}");
+            assert_eq!(specs_of(&fused, &of_llama), expected, "{spec}");
+            assert_eq!(specs_of(&apart, &of_llama), expected, "{spec}");
+            matters |= specs_of(&apart, &None) != expected;
+        }
+        assert!(matters, "{spec}");
+    }
 }
 
 /// `quantfs VERB MODEL ...`, which remembers in a directory of this test.
@@ -324,12 +509,31 @@ fn a_choice_is_printed_as_a_recipe_and_remembered() {
     assert!((4.75..=4.8).contains(&bits), "{bits}");
     let remembered: Vec<_> = fs::read_dir(scratch.path().join("quantfs/targets")).unwrap().collect();
     assert_eq!(remembered.len(), 1, "asked twice, chosen once");
-    // What is remembered is what is taken: a source that has changed is another question.
     let file = remembered[0].as_ref().unwrap().path();
-    fs::write(&file, r#"{"rules": ["*=8bit"], "components": []}"#).unwrap();
-    assert!(text(&run(&["inspect", "--target-bpw", "4.8"])).contains("mlx-8bit-g64"));
-    fs::write(&file, "no JSON").unwrap();
-    assert_eq!(json(&["inspect", "--json", "--target-bpw", "4.8"]), by_recipe);
+    let right = fs::read_to_string(&file).unwrap();
+    // What was not remembered of this question is not believed, and is chosen anew: no JSON, nothing of a size, another
+    // size than it says, more than asked for, other components, no rules, rules that mean nothing.
+    let remembers = |rules: &str, components: &str, reached: &str| {
+        format!(r#"{{"rules": [{rules}], "components": [{components}], "reached": {reached}}}"#)
+    };
+    let reached = |of: &str| json(&["inspect", "--json", "--spec", of])["totals"]["bits_per_weight"].to_string();
+    for spoiled in [
+        "no JSON".to_owned(),
+        r#"{"rules": ["*=8bit"], "components": []}"#.to_owned(),
+        remembers(r#""*=3bit""#, "", "4.79"),
+        remembers(r#""*=8bit""#, "", &reached("8bit")),
+        remembers(r#""*=2bit""#, "[]", &reached("2bit")),
+        remembers(r#""*=9bit""#, "", "4.79"),
+        remembers(r#""*nothing*=8bit""#, "", &reached("4bit")),
+        right[..right.len() / 2].to_owned(),
+    ] {
+        fs::write(&file, &spoiled).unwrap();
+        assert_eq!(json(&["inspect", "--json", "--target-bpw", "4.8"]), by_recipe, "{spoiled}");
+        assert_eq!(fs::read_to_string(&file).unwrap(), right, "{spoiled}");
+    }
+    // What is remembered is what is taken, where it keeps to the target.
+    fs::write(&file, remembers(r#""*=3bit-g128""#, "", &reached("3bit-g128"))).unwrap();
+    assert!(text(&run(&["inspect", "--target-bpw", "4.8"])).contains("mlx-3bit-g128"));
     for wrong in [
         &["inspect", "--target-bpw", "x"][..],
         &["inspect", "--target-bpw", "4", "--target-size", "1MB"],

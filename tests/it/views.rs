@@ -14,6 +14,7 @@ use std::{
 use serde_json::Value;
 
 use crate::{
+    common::written,
     daemon::{Model, quantfs, text, write_tensors},
     mount::can_mount,
 };
@@ -312,6 +313,52 @@ fn no_open_file_mixes_generations() {
         readers.into_iter().map(|reader| reader.join().unwrap()).sum()
     });
     assert!(checked > 0);
+}
+
+/// Importance is for the views whose methods weigh errors, and refused where none does or may.
+#[test]
+fn importance_is_for_the_views_that_have_a_use_for_it() {
+    if !can_mount() {
+        return;
+    }
+    let model = Model::with_a_layer();
+    let file = model.dir.path().join("importance.safetensors");
+    let columns: Vec<f32> = (0..1024u16).map(|column| f32::from(column % 9)).collect();
+    written::write(&file, &[written::f32s("model.layers.0.self_attn.q_proj", &[1024], &columns)], 8);
+    let recipe = model.dir.path().join("plain.toml");
+    fs::write(&recipe, "spec = \"3bit\"\n").unwrap();
+    let (file, of_recipe) = (file.to_str().unwrap(), format!("c=@{}", recipe.display()));
+    let with = |views: &[&str]| {
+        let words =
+            views.iter().flat_map(|view| if *view == "any" { vec!["--any-view"] } else { vec!["--view", view] });
+        words.map(str::to_owned).chain(["--importance".to_owned(), file.to_owned()]).collect::<Vec<_>>()
+    };
+    let weighed = model.dir.path().join("weighed");
+    let args = ["--spec", "4bit-ls", "--importance", file];
+    let out = quantfs(&["export"]).arg(model.source()).arg(&weighed).args(args).output().unwrap();
+    assert!(out.status.success(), "{}", text(&out));
+    let weights = |dir: &Path| fs::read(dir.join("model.safetensors")).unwrap();
+    let (weighed, unweighed) = (weights(&weighed), model.exported("4bit-ls"));
+    assert!(weighed != unweighed[Path::new("model.safetensors")]);
+    let refused = |out: &Output| {
+        assert!(!out.status.success());
+        assert!(text(out).contains("--importance") && text(out).contains("4bit-ls"), "{}", text(out));
+    };
+    let none = with(&["a=4bit", "b=8bit", &of_recipe]);
+    let none: Vec<&str> = none.iter().map(String::as_str).collect();
+    refused(&model.mount(&none));
+    assert!(!model.is_mounted());
+    let some = with(&["a=4bit", "b=4bit-ls", &of_recipe]);
+    model.mounted(&some.iter().map(String::as_str).collect::<Vec<_>>());
+    let mnt = model.mnt();
+    assert!(weights(&mnt.join("b")) == weighed);
+    assert!(files(&mnt.join("a")) == model.exported("4bit") && files(&mnt.join("c")) == model.exported("3bit"));
+    refused(&model.remount(&none));
+    assert!(weights(&mnt.join("b")) == weighed, "what was shown stays");
+    let any = with(&["any", "a=8bit"]);
+    model.remounted(&any.iter().map(String::as_str).collect::<Vec<_>>());
+    assert!(weights(&mnt.join("mlx-4bit-g64-ls")) == weighed, "a view that came to exist later");
+    assert!(files(&mnt.join("mlx-4bit-g64")) == model.exported("4bit"));
 }
 
 /// A view may be a recipe file, which is read once: what it says by then holds, wherever the file is later.

@@ -2,6 +2,9 @@
 //!
 //! A candidate quantizes what the view's rules and recipe do, all of it as one spec says: what these keep is kept, and where
 //! they choose a scheme it is the candidate's.
+//!
+//! Finite elements that a candidate shows as NaN or infinity are in no relative error. Where candidates, layers and kinds are
+//! compared they count as lost altogether ([`Sums::loss`]), as where schemes are chosen for a target size.
 
 use std::{collections::BTreeMap, num::NonZero, sync::Arc};
 
@@ -54,7 +57,7 @@ pub(super) fn add(
     let known = || measured.iter().filter_map(|one| one.as_ref().ok());
     let layers: BTreeMap<&Place, ()> = known().flat_map(|c| c.layers.keys()).map(|place| (place, ())).collect();
     let kinds: BTreeMap<&String, ()> = known().flat_map(|c| c.kinds.keys()).map(|kind| (kind, ())).collect();
-    let front = front(&known().map(|c| (c.size, c.relative())).collect::<Vec<_>>());
+    let front = front(&known().map(|c| (c.size, c.sums.loss())).collect::<Vec<_>>());
     let mut front = front.into_iter();
     let tell = |one: &Result<Candidate, Value>| match one {
         Err(refused) => refused.clone(),
@@ -62,6 +65,7 @@ pub(super) fn add(
             "spec": one.spec,
             "totals": one.plan,
             "errors": one.sums.figures(),
+            "loss": one.sums.loss().sqrt(),
             "front": front.next(),
             "layers": layers.keys().map(|place| relative(one.layers.get(*place))).collect::<Vec<_>>(),
             "kinds": kinds.keys().map(|kind| relative(one.kinds.get(*kind))).collect::<Vec<_>>(),
@@ -133,14 +137,11 @@ impl Candidate {
             kinds,
         }
     }
-
-    fn relative(&self) -> f64 {
-        self.sums.figures().relative.unwrap_or(f64::INFINITY)
-    }
 }
 
+/// The root of what is lost, where there is a signal: the relative error, what is shown as NaN or infinity included.
 fn relative(sums: Option<&Sums>) -> Option<f64> {
-    sums.and_then(|sums| sums.figures().relative)
+    sums.and_then(|sums| sums.figures().relative.map(|_| sums.loss().sqrt()))
 }
 
 /// The layer of a tensor: its name up to the first number; and its kind: what comes after that.

@@ -58,7 +58,7 @@ pub(super) fn of(
     let mut order: Vec<(usize, u32, Sums, f64)> = vec![];
     for (number, (row, sums)) in view.plan().rows.iter().zip(found).enumerate() {
         let Some((weight, sums)) = row.weight.zip(*sums) else { continue };
-        order.push((number, weight, sums, sums.figures().relative.unwrap_or(f64::INFINITY)));
+        order.push((number, weight, sums, sums.loss()));
     }
     order.sort_by(|a, b| b.3.total_cmp(&a.3));
     let each = order.iter().take(MOST).map(|(number, weight, sums, _)| {

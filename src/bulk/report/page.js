@@ -38,7 +38,15 @@
   }
   const percent = (x, digits = 3) => small(x === null || x === undefined ? x : x * 100, digits);
   const decibel = (x) => (x === null || x === undefined ? dash : x.toFixed(1));
-  const title = (one) => `${called(one)}: ${bytes(one.totals.bytes_after)}, ${one.totals.bits_per_weight.toFixed(2)} bits per weight, relative error ${percent(one.errors.relative)} %`;
+  const lost = (one) => (one.errors.lost > 0 ? `, ${plural(one.errors.lost, "element")} lost to NaN or infinity` : "");
+  const title = (one) => `${called(one)}: ${bytes(one.totals.bytes_after)}, ${one.totals.bits_per_weight.toFixed(2)} bits per weight, relative error ${percent(one.errors.relative)} %${lost(one)}`;
+  // What an option was given, lists and tables within it included.
+  function words(value) {
+    if (Array.isArray(value)) return value.map(words).join(" ");
+    if (typeof value !== "object" || value === null) return String(value);
+    const entry = ([name, inner]) => (typeof inner === "object" && !Array.isArray(inner) ? `${name} (${words(inner)})` : `${name} ${words(inner)}`);
+    return Object.entries(value).map(entry).join(", ");
+  }
 
   function header() {
     at("source").textContent = facts.source;
@@ -54,11 +62,11 @@
       tile("Largest difference", small(totals.errors.max)),
     );
     const { nan, infinite, lost } = totals.errors;
-    const odd = nan + infinite + lost > 0 ? [`Left out of all figures: ${count(nan)} elements that are NaN, ${count(infinite)} infinite, ${count(lost)} finite ones that are shown as one of these.`] : [];
+    const odd = nan + infinite + lost > 0 ? [`Left out of RMS, relative error, SQNR and Max: ${count(nan)} elements that are NaN, ${count(infinite)} infinite, ${count(lost)} finite ones that are shown as one of these.`] : [];
     const sample = facts.sample === null ? [] : [`Errors and histograms are from a sample: up to ${count(facts.sample)} elements of each tensor (or the least that can be encoded alone), in runs spread evenly over it.`];
     const hidden = facts.hidden.length > 0 ? [`Hidden twins: ${facts.hidden.join(", ")}`] : [];
     at("notices").append(...[...sample, ...odd, ...facts.warnings, ...hidden].map((text) => h("li", null, text)));
-    const asked = Object.entries(facts.options).map(([name, value]) => `${name}: ${Array.isArray(value) ? value.join(" ") : value}`);
+    const asked = Object.entries(facts.options).map(([name, value]) => `${name}: ${words(value)}`);
     const scope = facts.sample === null ? "All elements were looked at." : "Figures are from a sample.";
     at("colophon").textContent = `quantfs ${facts.version}. ${asked.join("; ")}. ${scope}`;
   }
@@ -129,13 +137,13 @@
 
   function scatter() {
     const box = at("scatter");
-    const points = known.filter((one) => one.errors.relative > 0);
+    const points = known.filter((one) => one.loss > 0);
     if (points.length === 0) return box.replaceChildren(h("p", null, "Nothing is lost under any of them."));
     const width = Math.max(300, box.clientWidth);
     const height = Math.round(Math.min(480, Math.max(300, width * 0.45)));
     const [left, right, top, bottom] = [54, 14, 12, 44];
     const sizes = points.map((one) => one.totals.bytes_after);
-    const losses = points.map((one) => one.errors.relative * 100);
+    const losses = points.map((one) => one.loss * 100);
     const pad = (Math.max(...sizes) - Math.min(...sizes)) * 0.06 || Math.max(...sizes) * 0.05;
     const [x0, x1] = [Math.min(...sizes) - pad, Math.max(...sizes) + pad];
     const [y0, y1] = [Math.min(...losses) / 1.4, Math.max(...losses) * 1.4];
@@ -153,7 +161,7 @@
       s("text", { x: (left + width - right) / 2, y: height - 6, "text-anchor": "middle" }, "bytes of all tensors"),
       s("text", { transform: `translate(13 ${(top + height - bottom) / 2}) rotate(-90)`, "text-anchor": "middle" }, "relative error, %"),
     );
-    const place = (one) => [x(one.totals.bytes_after), y(one.errors.relative * 100)];
+    const place = (one) => [x(one.totals.bytes_after), y(one.loss * 100)];
     const front = points.filter((one) => one.front).sort((a, b) => a.totals.bytes_after - b.totals.bytes_after);
     svg.append(s("path", { class: "step", d: front.map((one, i) => (i === 0 ? `M${place(one).join(" ")}` : `H${place(one)[0]}V${place(one)[1]}`)).join("") }));
     for (const one of [...points].sort((a, b) => Number(a.front) - Number(b.front))) {
@@ -202,6 +210,7 @@
       of("Relative %", (one) => one.errors.relative, percent),
       of("SQNR dB", (one) => one.errors.sqnr_db, decibel),
       of("Max", (one) => one.errors.max, small),
+      of("Lost", (one) => one.errors.lost, (x) => (x === null ? dash : count(x))),
       of("Quantized", (one) => one.totals.quantized, (x) => (x === null ? dash : count(x))),
       { name: "Front", value: (one) => (one.refused ? "left out" : one.front ? "yes" : "no"), show: (one, value) => (one.refused ? `left out: ${one.refused}` : value), class: "wrap" },
     ], facts.candidates, { sort: 1, mark: (one) => one === chosen });

@@ -1,11 +1,14 @@
 //! Few rules for many tensors: names that differ in the number of their layer alone share a pattern.
 //!
 //! Every pattern is tried on all names of the view's source: one that speaks of others, too, gives way to a rule for
-//! each tensor.
+//! each tensor, and that to its whole name.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::plan::{Plan, Rule, Spec};
+use crate::{
+    bulk::Error,
+    plan::{Plan, Rule, Spec},
+};
 
 /// A tensor of the source: its component and its name.
 pub(super) type Tensor = (String, String);
@@ -34,7 +37,10 @@ type Alike = (String, Shape, String);
 type Shape = Vec<Option<String>>;
 
 /// The rules that give tensors their specs, and no others.
-pub(super) fn rules(plan: &Plan, wanted: Vec<(Tensor, Spec)>) -> Vec<Found> {
+///
+/// # Errors
+/// A tensor that no rule can tell from another.
+pub(super) fn rules(plan: &Plan, wanted: Vec<(Tensor, Spec)>) -> Result<Vec<Found>, Error> {
     let all: BTreeSet<Tensor> =
         plan.rows.iter().flat_map(|row| row.sources.iter().map(|name| (row.component.clone(), name.clone()))).collect();
     let mut shapes: BTreeMap<Alike, (Spec, BTreeSet<String>)> = BTreeMap::new();
@@ -49,10 +55,18 @@ pub(super) fn rules(plan: &Plan, wanted: Vec<(Tensor, Spec)>) -> Vec<Found> {
         if speaks_of(&together, &names, &all) {
             found.push(together);
         } else {
-            found.extend(names.iter().map(|name| one(escaped(stem(name)))));
+            for name in &names {
+                let alone = BTreeSet::from([name.clone()]);
+                let spellings = [stem(name), name].map(|spelling| one(escaped(spelling)));
+                let its_own = spellings.into_iter().find(|rule| speaks_of(rule, &alone, &all));
+                found.push(its_own.ok_or_else(|| {
+                    let why = "no rule can speak of it alone, as names of other tensors of the source are its own; rename one";
+                    Error::Refused(format!("tensor {name}: {why}"))
+                })?);
+            }
         }
     }
-    found
+    Ok(found)
 }
 
 /// Whether a rule matches just these names of its component, among all.
@@ -97,4 +111,55 @@ fn pattern(shape: &[Option<String>], names: &BTreeSet<String>) -> String {
 fn escaped(text: &str) -> String {
     let special = |c: char| "*?[]{}\\!,".contains(c);
     text.chars().flat_map(|c| special(c).then_some('\\').into_iter().chain([c])).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+    use super::*;
+    use crate::{
+        plan::{Parts, Row},
+        tensor::Dtype,
+    };
+
+    fn plan(tensors: &[(&str, &str)]) -> Plan {
+        let row = |(component, name): &(&str, &str)| Row {
+            component: (*component).to_owned(),
+            name: (*name).to_owned(),
+            dtype: Dtype::BF16,
+            shape: vec![],
+            becomes: String::new(),
+            why: String::new(),
+            bytes_before: 0,
+            bytes_after: 0,
+            sources: vec![(*name).to_owned()],
+            weight: None,
+            by_spec: true,
+        };
+        Plan { rows: tensors.iter().map(row).collect(), ..Plan::default() }
+    }
+
+    /// What rules for some of the tensors say.
+    fn texts(all: &[(&str, &str)], wanted: &[(&str, &str)]) -> Result<Vec<String>, String> {
+        let spec = Spec::parse(Some("mlx-4bit-g64"), &Parts::default()).unwrap();
+        let wanted = wanted.iter().map(|(dir, name)| (((*dir).to_owned(), (*name).to_owned()), spec.clone())).collect();
+        let found = rules(&plan(all), wanted).map_err(|e| e.to_string())?;
+        Ok(found.iter().map(|rule| rule.text(true).strip_suffix("=mlx-4bit-g64").unwrap().to_owned()).collect())
+    }
+
+    #[test]
+    fn no_rule_speaks_of_more_than_is_wanted() {
+        let layers = [("", "l.0.up.weight"), ("", "l.1.up.weight"), ("", "l.2.up.weight")];
+        assert_eq!(texts(&layers, &layers[..2]).unwrap(), ["l.{0,1}.up"]);
+        // The open second number would speak of an expert too many: each has a rule of its own.
+        let experts = [("", "l.0.e.0.weight"), ("", "l.0.e.1.weight"), ("", "l.0.e.2.weight")];
+        assert_eq!(texts(&experts, &experts[1..]).unwrap(), ["l.0.e.1", "l.0.e.2"]);
+        // A pattern may leave `.weight` out, and would speak of the tensor that has none.
+        assert_eq!(texts(&[("", "up.weight"), ("", "up")], &[("", "up.weight")]).unwrap(), ["up.weight"]);
+        let both = [("", "transformer.up.weight"), ("transformer", "up.weight")];
+        assert_eq!(texts(&both, &both[1..]).unwrap(), ["transformer/up"]);
+        let why = texts(&both, &both[..1]).unwrap_err();
+        assert!(why.contains("transformer.up.weight") && why.contains("alone"), "{why}");
+    }
 }

@@ -36,12 +36,13 @@ pub(super) fn shares(plan: &Plan) -> Vec<f64> {
     names.iter().map(share).collect()
 }
 
-/// The name of a weight in a numbered layer.
+/// The name of a weight in a numbered layer: the layer as the source numbers it, the rest as the view has it, where what is
+/// fused in the source may be apart.
 struct Name<'a> {
     component: &'a str,
     before: &'a str,
     number: &'a str,
-    after: &'a str,
+    shown: &'a str,
 }
 
 impl<'a> Name<'a> {
@@ -51,8 +52,8 @@ impl<'a> Name<'a> {
         for word in name.split('.') {
             if !word.is_empty() && word.bytes().all(|b| b.is_ascii_digit()) {
                 let (before, rest) = name.split_at(start);
-                let (number, after) = rest.split_at(word.len());
-                return Some(Self { component: &row.component, before, number, after });
+                let number = &rest[..word.len()];
+                return Some(Self { component: &row.component, before, number, shown: &row.name });
             }
             start += word.len() + 1;
         }
@@ -67,7 +68,7 @@ impl<'a> Name<'a> {
     fn kind(&self) -> (&'a str, &'a str, &'a str, String) {
         let plain =
             |word: &str| if word.bytes().all(|b| b.is_ascii_digit()) { "#".to_owned() } else { word.to_owned() };
-        let after = self.after.split('.').map(plain).collect::<Vec<_>>().join(".");
-        (self.component, self.before, self.number, after)
+        let shown = self.shown.split('.').map(plain).collect::<Vec<_>>().join(".");
+        (self.component, self.before, self.number, shown)
     }
 }

@@ -1,9 +1,13 @@
 //! An importance matrix and the weights of one view: which entry is for which weight, and what met nothing.
 
-use std::{collections::BTreeSet, ops::Range, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+    sync::Arc,
+};
 
 use crate::{
-    plan::{Error, Importance, decide::Decision, overrides::listed, snapshot::Set},
+    plan::{Error, Importance, Spec, decide::Decision, overrides::listed, snapshot::Set},
     quant::{
         self, Scheme, Weight,
         dialect::{Arranged, Slice},
@@ -14,6 +18,19 @@ use crate::{
 /// Said of a weight in the report.
 const WEIGHED: &str = "errors weighed by importance";
 
+/// Why importance of rows that differ is not weighed.
+const UNEVEN: &str = "rows differ in it, which the format packs together";
+
+/// A weight whose errors may be weighed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asked<'a> {
+    /// Its number in the plan.
+    pub(crate) number: usize,
+    pub(crate) weight: &'a Weight,
+    pub(crate) spec: &'a Spec,
+    pub(crate) scheme: &'a dyn Scheme,
+}
+
 /// Binds importance to weights as they are decided on.
 #[derive(Debug)]
 pub(crate) struct Binder<'a> {
@@ -23,21 +40,33 @@ pub(crate) struct Binder<'a> {
     unknown: Vec<String>,
     /// Weights of which something is said, and whose method weighs no errors.
     deaf: Vec<String>,
+    /// Weights whose rows differ in what is said of them, and whose packing cannot tell rows apart.
+    uneven: Vec<String>,
     weighed: usize,
+    /// What is said of weights, by their numbers in the plan.
+    told: BTreeMap<usize, quant::Importance>,
 }
 
 impl<'a> Binder<'a> {
     pub(crate) fn new(importance: Option<&'a Importance>) -> Self {
-        Self { importance, met: BTreeSet::new(), unknown: vec![], deaf: vec![], weighed: 0 }
+        let [unknown, deaf, uneven] = [const { vec![] }; 3];
+        Self { importance, met: BTreeSet::new(), unknown, deaf, uneven, weighed: 0, told: BTreeMap::new() }
     }
 
-    /// Has a decision's scheme weigh errors, where that is asked for.
+    /// Has the scheme of a decision on a weight, which has this number in the plan, weigh errors, where that is asked for.
     ///
     /// # Errors
     /// An entry that does not fit the weight.
-    pub(crate) fn weigh(&mut self, set: &Set, tensor: &Arranged, decision: &mut Decision) -> Result<(), Error> {
+    pub(crate) fn weigh(
+        &mut self,
+        number: usize,
+        set: &Set,
+        tensor: &Arranged,
+        decision: &mut Decision,
+    ) -> Result<(), Error> {
         let Some(stored) = &mut decision.stored else { return Ok(()) };
-        let weighed = self.weighted(set, tensor, &stored.weight, stored.scheme.as_ref())?;
+        let asked = Asked { number, weight: &stored.weight, spec: &stored.spec, scheme: stored.scheme.as_ref() };
+        let weighed = self.weighted(set, tensor, &asked)?;
         if let Some(scheme) = weighed {
             stored.scheme = scheme;
             decision.why = with_note(&decision.why);
@@ -53,24 +82,30 @@ impl<'a> Binder<'a> {
         &mut self,
         set: &Set,
         tensor: &Arranged,
-        weight: &Weight,
-        scheme: &dyn Scheme,
+        asked: &Asked<'_>,
     ) -> Result<Option<Arc<dyn Scheme>>, Error> {
         let Some(file) = self.importance else { return Ok(None) };
         let name = &tensor.info.name;
-        let found = of_weight(file, set, tensor, weight, &mut self.met);
+        let found = of_weight(file, set, tensor, asked.weight, &mut self.met);
         let found = found.map_err(|why| Error::spec(format!("--importance {}: tensor {name}: {why}", file.text())))?;
         let Some(found) = found else {
             self.unknown.push(name.clone());
             return Ok(None);
         };
-        let weighted = scheme.weighted(&found);
-        if weighted.is_some() {
-            self.weighed += 1;
-        } else {
-            self.deaf.push(name.clone());
+        let found = file.shared(found);
+        let weighted = asked.scheme.weighted(&found);
+        match &weighted {
+            Some(_) => self.weighed += 1,
+            None if asked.spec.weighs_errors() => self.uneven.push(name.clone()),
+            None => self.deaf.push(name.clone()),
         }
+        self.told.insert(asked.number, found);
         Ok(weighted)
+    }
+
+    /// What is said of each of so many weights of the plan.
+    pub(crate) fn told(mut self, weights: usize) -> Vec<Option<quant::Importance>> {
+        (0..weights).map(|number| self.told.remove(&number)).collect()
     }
 
     /// What the user should know.
@@ -80,6 +115,9 @@ impl<'a> Binder<'a> {
     pub(crate) fn check(self, warnings: &mut Vec<String>) -> Result<(), Error> {
         let Some(file) = self.importance else { return Ok(()) };
         let refuse = |why: String| Err(Error::spec(format!("--importance {}: {why}", file.text())));
+        if self.weighed == 0 && !self.uneven.is_empty() {
+            return refuse(format!("{UNEVEN}, and no other weight is weighed ({})", listed(&self.uneven)));
+        }
         if self.weighed == 0 && !self.deaf.is_empty() {
             return refuse(format!(
                 "rounding to nearest weighs no errors, and no quantized weight has another method ({}); choose one: --method ls",
@@ -102,6 +140,7 @@ impl<'a> Binder<'a> {
         warn(&idle, "entries belong to no quantized weight");
         warn(&self.unknown, "quantized weights are not in it, and have all their columns weigh the same");
         warn(&self.deaf, "weights are rounded to nearest, which weighs no errors");
+        warn(&self.uneven, &format!("quantized weights have all their columns weigh the same: {UNEVEN}"));
         Ok(())
     }
 }
@@ -125,6 +164,9 @@ fn of_weight<'a>(
     for slice in &tensor.from {
         let info = &set.tensors[slice.tensor];
         let height = slice.elements() / cols.max(1);
+        if height == 0 {
+            continue;
+        }
         let Some((name, values)) = find(file, set, info, cols) else {
             rows.push((height, &same[..]));
             continue;
@@ -163,10 +205,40 @@ fn covered(slice: &Slice, info: &TensorInfo, matrices: usize) -> Option<Range<us
     }
     let each = info.elements()?.checked_div(matrices)?;
     let stacked = info.shape.len() > 2 && info.shape[..info.shape.len() - 2].iter().product::<usize>() == matrices;
-    let last = slice.start + (slice.rows - 1) * slice.row_stride + (slice.cols - 1) * slice.col_stride;
+    let last_of = |count: usize, stride: usize| count.checked_sub(1)?.checked_mul(stride);
+    let reach = last_of(slice.rows, slice.row_stride)?.checked_add(last_of(slice.cols, slice.col_stride)?)?;
+    let last = slice.start.checked_add(reach)?;
     (stacked && each > 0).then(|| slice.start / each..last / each + 1)
 }
 
+/// The greatest common one; that of 0 and another is the other.
 fn divisor(a: usize, b: usize) -> usize {
     if b == 0 { a } else { divisor(b, a % b) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tensor::Dtype;
+
+    /// Three matrices of 4 x 8: whole ones, shares of one, every other row, a transpose, and slices of nothing.
+    #[test]
+    fn a_slice_covers_the_matrices_that_its_elements_are_of() {
+        let info = TensorInfo { name: String::new(), dtype: Dtype::BF16, shape: vec![3, 4, 8] };
+        let of = |start, [rows, row_stride]: [usize; 2], [cols, col_stride]: [usize; 2]| {
+            let slice = Slice { tensor: 0, start, rows, row_stride, cols, col_stride };
+            covered(&slice, &info, 3)
+        };
+        assert_eq!(of(0, [1, 96], [96, 1]), Some(0..3));
+        assert_eq!(of(32, [1, 16], [16, 1]), Some(1..2));
+        assert_eq!(of(40, [6, 8], [8, 1]), Some(1..3));
+        assert_eq!(of(8, [3, 32], [8, 1]), Some(0..3));
+        assert_eq!(of(64, [8, 1], [4, 8]), Some(2..3));
+        assert_eq!(of(0, [0, 8], [8, 1]), None);
+        assert_eq!(of(0, [4, 8], [0, 1]), None);
+        assert_eq!(of(usize::MAX, [4, 8], [8, 1]), None);
+        let flat = TensorInfo { shape: vec![12, 8], ..info.clone() };
+        let whole = Slice::whole(0, &flat);
+        assert_eq!((covered(&whole, &flat, 3), covered(&whole, &flat, 1)), (None, Some(0..1)));
+    }
 }

@@ -65,6 +65,7 @@ pub struct Columns {
     rule: Rule,
     group: usize,
     method: Method,
+    /// The same for all rows: a band is cut into strips that do not know which rows they are of.
     importance: Option<Importance>,
     /// Group indexes by number of columns: every weight so wide has the same.
     indexes: Mutex<HashMap<usize, Arc<[u8]>>>,
@@ -244,7 +245,7 @@ impl Scheme for Columns {
 
     fn weighted(&self, importance: &Importance) -> Option<Arc<dyn Scheme>> {
         let Self { rule, group, method, .. } = *self;
-        let importance = Some(importance.clone()).filter(|_| method != Method::Rtn)?;
+        let importance = Some(importance.clone()).filter(|of| method != Method::Rtn && of.is_alike())?;
         Some(Arc::new(Self { rule, group, method, importance: Some(importance), indexes: Mutex::default() }))
     }
 
