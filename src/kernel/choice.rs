@@ -4,7 +4,14 @@
 
 use crate::tensor::Float;
 
-use super::{Affine, Blocks, Columns, Kernels, check_affine, check_blocks, check_columns, check_elements};
+use super::{
+    Affine, Blocks, Coding, Columns, Kernels, Scaled, check_affine, check_blocks, check_columns, check_elements,
+};
+
+pub(super) type ChooseAffine = fn(&Affine, &Choice<'_>, &[u8], [&mut [u8]; 3]);
+pub(super) type ChooseColumns = fn(&Columns, &Choice<'_>, &[u8], [&mut [u8]; 3]);
+pub(super) type ChooseBlocks = fn((&Blocks, Float), &Choice<'_>, &[f32], &mut [u8], (&mut [f32], &mut [u8]));
+pub(super) type ChooseScaled = fn(&Scaled, &Choice<'_>, &[u8], [&mut [u8]; 3]);
 
 /// A way to choose the parameters of a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -83,5 +90,17 @@ impl Kernels {
         check_blocks(job.0, row.len(), codes.len(), (found.0.len(), found.1.len()));
         assert!(job.0.block <= 128, "blocks that are searched are of 128 elements at most, not {}", job.0.block);
         (self.choose_blocks)(job, choice, row, codes, found);
+    }
+
+    /// Quantizes a run of whole groups to whole numbers by [`Method::Ls`]; scales are rounded before codes are chosen. A group
+    /// with an element that is not finite has the bytes of [`Method::Rtn`].
+    ///
+    /// # Panics
+    /// As [`quantize_scaled`](Self::quantize_scaled), and if groups are rows, or codes are small floats.
+    pub fn choose_scaled(&self, job: &Scaled, choice: &Choice<'_>, src: &[u8], out: [&mut [u8]; 3]) {
+        let [codes, scales, zeros] = out;
+        job.check_run(&[], src, [codes, scales, zeros]);
+        assert!(!job.is_row && matches!(job.coding, Coding::Signed(_) | Coding::Shifted(_)), "no search for {job:?}");
+        (self.choose_scaled)(job, choice, src, [codes, scales, zeros]);
     }
 }

@@ -33,6 +33,7 @@ use std::{
 use crate::{num::book::Book, tensor::Float};
 
 pub use choice::{Choice, Method};
+use choice::{ChooseAffine, ChooseBlocks, ChooseColumns, ChooseScaled};
 pub use dense::Dense;
 pub use product::{Activations, Coded, Product, Zero};
 use product::{Ahead, Inputs, Map, Panel, Rows, Stored, Terms, Tiling};
@@ -241,9 +242,6 @@ pub struct Cast {
 }
 
 type QuantizeAffine = fn(&Affine, &[u8], &mut [u8], &mut [u8], &mut [u8]);
-type ChooseAffine = fn(&Affine, &Choice<'_>, &[u8], [&mut [u8]; 3]);
-type ChooseColumns = fn(&Columns, &Choice<'_>, &[u8], [&mut [u8]; 3]);
-type ChooseBlocks = fn((&Blocks, Float), &Choice<'_>, &[f32], &mut [u8], (&mut [f32], &mut [u8]));
 type DequantizeAffine = fn(&Affine, &[u8], &[u8], &[u8], &mut [f32]);
 type QuantizeMicro = fn(&Micro, &[u8], &mut [u8], &mut [u8]);
 type DequantizeMicro = fn(&Micro, &[u8], &[u8], &mut [f32]);
@@ -279,6 +277,7 @@ pub struct Kernels {
     choose_affine: ChooseAffine,
     choose_columns: ChooseColumns,
     choose_blocks: ChooseBlocks,
+    choose_scaled: ChooseScaled,
     dequantize_affine: DequantizeAffine,
     quantize_micro: QuantizeMicro,
     dequantize_micro: DequantizeMicro,

@@ -11,6 +11,7 @@ pub(super) static KERNELS: Kernels = Kernels {
     choose_affine: |job, choice, src, out| body::affine::choose(Plain, job, choice, src, out),
     choose_columns: |job, choice, src, out| body::columns::choose(Plain, job, choice, src, out),
     choose_blocks: |job, choice, row, codes, found| body::blocks::choose(Plain, job, choice, row, codes, found),
+    choose_scaled: |job, choice, src, out| body::scaled::choose(Plain, job, choice, src, out),
     dequantize_affine: |job, codes, scales, biases, out| {
         body::affine::dequantize(Plain, job, codes, scales, biases, out);
     },

@@ -106,6 +106,17 @@ impl Scaled {
     }
 
     /// # Panics
+    /// If the lengths of a run do not fit together.
+    pub(super) fn check_run(&self, given: &[f32], src: &[u8], [codes, scales, zeros]: [&[u8]; 3]) {
+        assert!(src.len().is_multiple_of(self.float.size()), "{} bytes of {}", src.len(), self.float.name());
+        let elements = src.len() / self.float.size();
+        let stored = if given.is_empty() { scales.len() / self.scale_bytes() } else { given.len() };
+        self.check(elements, codes.len(), stored);
+        assert!(given.is_empty() || scales.is_empty(), "scales that are given are not stored");
+        assert_eq!(zeros.len(), if self.coding.has_zeros() { stored } else { 0 }, "{self:?}");
+    }
+
+    /// # Panics
     /// If no run of `elements` has codes and groups of these lengths.
     fn check(&self, elements: usize, codes: usize, groups: usize) {
         let Self { coding, group, .. } = *self;
@@ -143,13 +154,8 @@ impl Kernels {
     /// # Panics
     /// If the lengths do not fit together.
     pub fn quantize_scaled(&self, job: &Scaled, given: &[f32], src: &[u8], out: [&mut [u8]; 3]) {
-        assert!(src.len().is_multiple_of(job.float.size()), "{} bytes of {}", src.len(), job.float.name());
-        let elements = src.len() / job.float.size();
         let [codes, scales, zeros] = out;
-        let stored = if given.is_empty() { scales.len() / job.scale_bytes() } else { given.len() };
-        job.check(elements, codes.len(), stored);
-        assert!(given.is_empty() || scales.is_empty(), "scales that are given are not stored");
-        assert_eq!(zeros.len(), if job.coding.has_zeros() { stored } else { 0 }, "{job:?}");
+        job.check_run(given, src, [codes, scales, zeros]);
         (self.quantize_scaled)(job, given, src, [codes, scales, zeros]);
     }
 

@@ -5,7 +5,10 @@
 
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main, measurement::WallTime};
 use quantfs::{
-    kernel::{Affine, Cast, Choice, Columns, Flavour, Kernels, Method, Micro, MicroCode, Rule, ScaleRule, available},
+    kernel::{
+        Affine, Cast, Choice, Coding, Columns, Flavour, Kernels, Method, Micro, MicroCode, Rule, ScaleRule, Scaled,
+        available,
+    },
     tensor::Float,
 };
 use std::{hint::black_box, time::Duration};
@@ -104,6 +107,15 @@ fn methods(c: &mut Criterion) {
             let (codes, rest) = out.split_at_mut(codes);
             let (zeros, scales) = rest.split_at_mut(groups / 2);
             k.choose_columns(&job, &choice, src, [codes, zeros, scales]);
+        });
+        let coding = if symmetric { Coding::Signed(4) } else { Coding::Shifted(4) };
+        let job = Scaled { coding, float: Float::Bf16, group: 128, is_row: false, eager: true };
+        let name = format!("ls/ct-b4-g128-{}", if symmetric { "sym" } else { "asym" });
+        let zeros = if symmetric { 0 } else { groups };
+        case(&mut group, &name, &src, codes + groups * 2 + zeros, |k, src, out| {
+            let (codes, rest) = out.split_at_mut(codes);
+            let (scales, zeros) = rest.split_at_mut(groups * 2);
+            k.choose_scaled(&job, &choice, src, [codes, scales, zeros]);
         });
     }
 }

@@ -189,6 +189,18 @@ fn searched_zero_points_are_the_same_from_every_table() {
             k.choose_blocks((&job, float), &choice, &row, codes, (&mut scales, zeros));
             store(&scales, stored);
         });
+        let bits = 2 + i as u32 % 7;
+        let coding = if i % 2 == 0 { Coding::Signed(bits) } else { Coding::Shifted(bits) };
+        let job = Scaled { coding, float, group, is_row: false, eager: i % 4 < 2 };
+        let choice = Choice { importance, first: 0, ..choice };
+        let src = elements(&mut random, float, rows * cols, 0);
+        let codes = rows * cols / 8 * bits as usize;
+        differential(&format!("{job:?} {choice:?}"), codes + groups * rows * (job.scale_bytes() + 1), 0, |k, out| {
+            let (codes, rest) = out.split_at_mut(codes);
+            let (scales, zeros) = rest.split_at_mut(groups * rows * job.scale_bytes());
+            let zeros = if job.coding.has_zeros() { zeros } else { &mut [] };
+            k.choose_scaled(&job, &choice, &src, [codes, scales, zeros]);
+        });
     }
 }
 

@@ -194,16 +194,21 @@ fn least_squares_is_never_worse_than_rounding() {
     }
 }
 
-/// Formats, schemes and options that offer a method: with it, and the defaults of all else.
-fn offered(method: &str) -> Vec<(&'static str, &'static str, Vec<&'static str>)> {
+/// Formats, schemes and all of their options with a method, where there is such a scheme.
+fn offered(method: &'static str) -> Vec<(&'static str, &'static str, Vec<&'static str>)> {
     let mut found = vec![];
     for format in FORMATS {
         for scheme in format.schemes() {
-            let options = format.options(scheme);
-            if options.iter().any(|list| list.contains(&method)) {
-                let words = options.iter().map(|list| *list.iter().find(|w| **w == method).unwrap_or(&list[0]));
-                found.push((format.name(), *scheme, words.collect()));
+            let mut combinations = vec![vec![]];
+            for list in format.options(scheme) {
+                let words = if list.contains(&method) { vec![method] } else { list.to_vec() };
+                let longer = |one: &Vec<&'static str>| {
+                    words.iter().map(|word| [&one[..], &[*word]].concat()).collect::<Vec<_>>()
+                };
+                combinations = combinations.iter().flat_map(longer).collect();
             }
+            let is_scheme = |words: &Vec<&str>| words.contains(&method) && format.bind(scheme, words).is_ok();
+            found.extend(combinations.into_iter().filter(is_scheme).map(|words| (format.name(), *scheme, words)));
         }
     }
     found
@@ -221,6 +226,8 @@ fn a_search_finds_better_zero_points() {
         ("awq", "4bit", &["g128", ""], [10.05, 9.52]),
         ("onnx", "4bit", &["g32", "sym", ""], [8.59, 8.10]),
         ("onnx", "2bit", &["g32", "asym", ""], [40.6, 33.2]),
+        ("ct", "4bit", &["g128", "sym", "", "eager"], [11.11, 10.10]),
+        ("ct", "4bit", &["g128", "asym", "", "eager"], [10.08, 9.55]),
     ] {
         for (method, expected) in ["rtn", "ls"].into_iter().zip(expected) {
             let words: Vec<&str> = options.iter().map(|w| if w.is_empty() { method } else { w }).collect();

@@ -6,6 +6,10 @@
 //! Groups with elements that are not finite take `unusual`: one element at a time. Torch's minimum and maximum pass NaN on,
 //! its conversion of NaN to a whole number is 0 on x86, and the signs of NaN are those of its vector code there.
 
+mod search;
+
+pub(in crate::kernel) use search::choose;
+
 use crate::{
     kernel::{Coding, Scaled, scaled::epsilon},
     num::{
@@ -16,21 +20,20 @@ use crate::{
 };
 
 use super::{
-    BLOCK,
+    BLOCK, SIGNED_ROUNDER as ROUNDER,
     affine::extrema,
     blocks::largest,
     larger, narrow,
     pack::{pack, unpack},
-    round_to, smaller, widen,
+    round_to,
+    sixteen::{LANES, Plain, Sixteen},
+    smaller, widen,
 };
+use search::Search;
 
 /// Groups of a block at most.
 const GROUPS: usize = BLOCK / 16;
-const LANES: usize = 16;
 const INFINITE: u32 = 0x7f80_0000;
-/// 1.5 * 2^23: added to a value of at most 2^22 in magnitude it leaves the value rounded half to even, in
-/// two's complement in the low bits.
-const ROUNDER: f32 = 12_582_912.0;
 /// The scale of an nvfp4 group whose own is zero: 2^-3, "eps" of e4m3 to torch.
 const NVFP4_LEAST: f32 = 0.125;
 
@@ -65,7 +68,7 @@ impl Groups {
 #[inline(always)]
 pub(in crate::kernel) fn quantize(job: &Scaled, given: &[f32], src: &[u8], [codes, scales, zeros]: [&mut [u8]; 3]) {
     if !job.is_row {
-        return blocks(job, given, src, [codes, scales, zeros]);
+        return blocks(job, given, src, [codes, scales, zeros], None::<&mut Search<'_, Plain>>);
     }
     let mut scales = scales.chunks_exact_mut(job.scale_bytes());
     let mut zeros = zeros.iter_mut();
@@ -81,9 +84,15 @@ pub(in crate::kernel) fn quantize(job: &Scaled, given: &[f32], src: &[u8], [code
     }
 }
 
-/// Groups that make up blocks.
+/// Groups that make up blocks, whose scales are given or found, and then changed where there is a search for better ones.
 #[inline(always)]
-fn blocks(job: &Scaled, given: &[f32], src: &[u8], [codes, scales, zeros]: [&mut [u8]; 3]) {
+fn blocks<S: Sixteen>(
+    job: &Scaled,
+    given: &[f32],
+    src: &[u8],
+    [codes, scales, zeros]: [&mut [u8]; 3],
+    mut search: Option<&mut Search<'_, S>>,
+) {
     let (bits, count) = (job.coding.bits() as usize, BLOCK / job.group);
     let mut values = [0f32; BLOCK];
     let mut coded = [0u8; BLOCK];
@@ -100,6 +109,9 @@ fn blocks(job: &Scaled, given: &[f32], src: &[u8], [codes, scales, zeros]: [&mut
         match given.next() {
             Some(given) => take(given, &mut groups),
             None => fit(job, used, &mut groups),
+        }
+        if let Some(search) = &mut search {
+            search.improve(job, values, &mut groups);
         }
         code(job, values, &groups, coded);
         if groups.top[..used].iter().fold(false, |odd, top| odd | (*top >= INFINITE)) {

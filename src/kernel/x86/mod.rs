@@ -60,6 +60,11 @@ macro_rules! instances {
         }
 
         #[target_feature(enable = $features)]
+        fn choose_scaled(job: &Scaled, choice: &Choice<'_>, src: &[u8], out: [&mut [u8]; 3]) {
+            body::scaled::choose($sixteen::new(), job, choice, src, out);
+        }
+
+        #[target_feature(enable = $features)]
         fn dequantize_affine(job: &Affine, codes: &[u8], scales: &[u8], biases: &[u8], out: &mut [f32]) {
             body::affine::dequantize($sixteen::new(), job, codes, scales, biases, out);
         }
@@ -208,6 +213,10 @@ macro_rules! instances {
             choose_blocks: |job, choice, row, codes, found| {
                 // SAFETY: as above.
                 unsafe { choose_blocks(job, choice, row, codes, found) }
+            },
+            choose_scaled: |job, choice, src, out| {
+                // SAFETY: as above.
+                unsafe { choose_scaled(job, choice, src, out) }
             },
             dequantize_affine: |job, codes, scales, biases, out| {
                 // SAFETY: as above.

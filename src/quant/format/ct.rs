@@ -7,7 +7,8 @@
 //!
 //! The words of the options: `g128` (elements of a group), `channel` (a row), `tensor`, `b128` (128 rows by 128 columns);
 //! `sym` or `asym` (with zero points); `eager` or `triton` (whose quotients: torch's, rounded to the weight's float, or
-//! those of the library's kernels for devices, left in f32; the latter are from the kernels' text).
+//! those of the library's kernels for devices, left in f32; the latter are from the kernels' text). Packed groups are chosen
+//! by `rtn` or `ls`; a row that is one group has no search.
 
 mod layout;
 
@@ -16,10 +17,12 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use crate::{
-    kernel::{Coding, Scaled, kernels, rounded},
+    kernel::{Choice, Coding, Method, Scaled, kernels, rounded},
     num::fp8::{e4m3_to_f32, e8m0_to_f32},
     quant::{
-        Axis, Banding, Dialect, Facts, Format, Module, Part, Recognized, Scheme, Survey, Unsupported, Weight, dialect,
+        Axis, Banding, Dialect, Facts, Format, Importance, Module, Part, Recognized, Scheme, Survey, Unsupported,
+        Weight, dialect,
+        method::{METHODS_OF_GRIDS, method, word},
     },
     tensor::{Float, Rows, byte_len},
 };
@@ -56,7 +59,7 @@ enum Shared {
 }
 
 /// One of the library's schemes.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 struct Compressed {
     store: Store,
     shared: Shared,
@@ -64,11 +67,13 @@ struct Compressed {
     eager: bool,
     /// What a survey found: the scale of a tensor, or the one that divides those of nvfp4.
     found: Option<f32>,
+    method: Method,
+    importance: Option<Importance>,
 }
 
 impl Compressed {
     fn new(store: Store, shared: Shared) -> Self {
-        Self { store, shared, eager: true, found: None }
+        Self { store, shared, eager: true, found: None, method: Method::Rtn, importance: None }
     }
 
     fn coding(&self) -> Coding {
@@ -130,16 +135,35 @@ impl Compressed {
         let largest = largest.fold(0.0, later);
         let found =
             if self.store == Store::Nvfp4 { whole(float, largest) } else { self.job(float, 1).scale_of(largest) };
-        Self { found: Some(found), ..*self }
+        Self { found: Some(found), ..self.clone() }
     }
 
-    /// Codes and zero points of rows.
-    fn encode_shifted(&self, band: Rows<'_>, codes: &mut [u8], scales: &mut [u8], packed: &mut [u8]) {
+    /// Codes of groups, and zero points where there are some, of elements from `first` on.
+    fn encode_groups(&self, first: usize, band: Rows<'_>, codes: &mut [u8], scales: &mut [u8], packed: &mut [u8]) {
         let job = self.job(band.float, band.cols);
-        let groups = band.cols / job.group;
-        let mut zeros = vec![0; band.rows * groups];
-        kernels().quantize_scaled(&job, &[], band.data, [codes, scales, &mut zeros]);
-        pack_zeros(job.coding.bits(), groups, &zeros, packed);
+        let mut zeros = vec![0; if job.coding.has_zeros() { band.elements() / job.group } else { 0 }];
+        if self.method == Method::Rtn {
+            kernels().quantize_scaled(&job, &[], band.data, [codes, scales, &mut zeros]);
+        } else {
+            self.search(&job, first, band, [codes, scales, &mut zeros]);
+        }
+        if job.coding.has_zeros() {
+            pack_zeros(job.coding.bits(), band.cols / job.group, &zeros, packed);
+        }
+    }
+
+    fn search(&self, job: &Scaled, first: usize, band: Rows<'_>, [codes, scales, zeros]: [&mut [u8]; 3]) {
+        let Some(importance) = &self.importance else {
+            let choice = Choice { method: self.method, importance: &[], first: 0 };
+            return kernels().choose_scaled(job, &choice, band.data, [codes, scales, zeros]);
+        };
+        for (run, choice) in importance.runs(self.method, first..first + band.elements()) {
+            let of = |bytes: usize, per: usize| run.start / per * bytes..run.end / per * bytes;
+            let zeros = if zeros.is_empty() { &mut [][..] } else { &mut zeros[of(1, job.group)] };
+            let out =
+                [&mut codes[of(job.coding.bits() as usize, 8)], &mut scales[of(job.scale_bytes(), job.group)], zeros];
+            kernels().choose_scaled(job, &choice, &band.data[of(band.float.size(), 1)], out);
+        }
     }
 
     /// Codes of blocks of rows, each under its scale.
@@ -259,7 +283,8 @@ impl Scheme for Compressed {
     fn id(&self) -> String {
         let (store, shared) = (self.store, self.shared);
         let flavour = if self.eager { "eager" } else { "triton" };
-        format!("ct-{store:?}-{shared:?}-{flavour}-rtn-{ENCODING}")
+        let weighed = self.importance.as_ref().map_or_else(String::new, |of| format!("-{}", of.id()));
+        format!("ct-{store:?}-{shared:?}-{flavour}-{}{weighed}-{ENCODING}", word(self.method))
     }
 
     fn facts(&self) -> Facts {
@@ -294,12 +319,23 @@ impl Scheme for Compressed {
     }
 
     fn survey(&self, weight: &Weight) -> Option<Arc<dyn Survey>> {
-        self.asks().then(|| Arc::new(Largest { scheme: *self, float: weight.float }) as Arc<dyn Survey>)
+        self.asks().then(|| Arc::new(Largest { scheme: self.clone(), float: weight.float }) as Arc<dyn Survey>)
+    }
+
+    fn weighted(&self, importance: &Importance) -> Option<Arc<dyn Scheme>> {
+        let weighted = || Arc::new(Self { importance: Some(importance.clone()), ..self.clone() }) as Arc<dyn Scheme>;
+        (self.method != Method::Rtn).then(weighted)
     }
 
     fn encode(&self, band: Rows<'_>, out: &mut [&mut [u8]]) {
+        self.encode_at(0, band, out);
+    }
+
+    fn encode_at(&self, start: usize, band: Rows<'_>, out: &mut [&mut [u8]]) {
         if self.asks() && self.found.is_none() {
-            return self.answered(band.float, std::iter::once(largest(band.float, band.data))).encode(band, out);
+            return self
+                .answered(band.float, std::iter::once(largest(band.float, band.data)))
+                .encode_at(start, band, out);
         }
         let job = self.job(band.float, band.cols);
         match (out, self.found) {
@@ -315,9 +351,9 @@ impl Scheme for Compressed {
                     whole.copy_from_slice(&found.to_le_bytes());
                 }
             }
-            ([codes, scales, zeros], None) => self.encode_shifted(band, codes, scales, zeros),
+            ([codes, scales, zeros], None) => self.encode_groups(start * band.cols, band, codes, scales, zeros),
             ([codes, scales], None) if self.shared == Shared::Block => self.encode_blocks(band, codes, scales),
-            ([codes, scales], None) => kernels().quantize_scaled(&job, &[], band.data, [codes, scales, &mut []]),
+            ([codes, scales], None) => self.encode_groups(start, band, codes, scales, &mut []),
             (other, _) => panic!("{} has two or three parts, not {}", self.format(), other.len()),
         }
     }
@@ -430,7 +466,7 @@ impl Format for CompressedTensors {
         match scheme {
             "fp8" => vec![FP8_GROUPS, FLAVOURS],
             "int8" | "mxfp4" | "mxfp8" => vec![FLAVOURS],
-            _ if bits(scheme).is_some() => vec![GROUPS, SYMMETRIES, FLAVOURS],
+            _ if bits(scheme).is_some() => vec![GROUPS, SYMMETRIES, METHODS_OF_GRIDS, FLAVOURS],
             _ => vec![],
         }
     }
@@ -441,18 +477,22 @@ impl Format for CompressedTensors {
             let bound: Arc<dyn Scheme> = Arc::new(Compressed::new(Store::Nvfp4, Shared::Group(16)));
             return if nvfp4 { Ok(Some(bound)) } else { Err(no_such("ct", scheme, options)) };
         };
+        let plain = |store, shared| Some(Compressed::new(store, shared));
         let bound = match (scheme, words) {
-            ("int8", []) => Some((Store::Int8, Shared::Channel)),
-            ("mxfp4", []) => Some((Store::Mxfp4, Shared::Group(32))),
-            ("mxfp8", []) => Some((Store::Mxfp8, Shared::Group(32))),
-            ("fp8", [group]) => shared(group, FP8_GROUPS).map(|shared| (Store::Fp8, shared)),
-            (_, [group, symmetry]) => packed(scheme, group, symmetry),
+            ("int8", []) => plain(Store::Int8, Shared::Channel),
+            ("mxfp4", []) => plain(Store::Mxfp4, Shared::Group(32)),
+            ("mxfp8", []) => plain(Store::Mxfp8, Shared::Group(32)),
+            ("fp8", [group]) => shared(group, FP8_GROUPS).and_then(|shared| plain(Store::Fp8, shared)),
+            (_, [group, symmetry, method]) => packed(scheme, [group, symmetry, method]),
             _ => None,
         };
-        let bound = bound.filter(|_| FLAVOURS.contains(flavour));
-        let (store, shared) = bound.ok_or_else(|| no_such("ct", scheme, options))?;
-        let eager = *flavour == FLAVOURS[0];
-        Ok(Some(Arc::new(Compressed { eager, ..Compressed::new(store, shared) })))
+        let bound = bound.filter(|_| FLAVOURS.contains(flavour)).ok_or_else(|| no_such("ct", scheme, options))?;
+        if bound.method != Method::Rtn && bound.shared == Shared::Channel {
+            return Err(Unsupported(
+                "a channel, which is a whole row, has no search for better codes; groups have".into(),
+            ));
+        }
+        Ok(Some(Arc::new(Compressed { eager: *flavour == FLAVOURS[0], ..bound })))
     }
 
     fn recognize(&self, module: &Module<'_>) -> Option<Result<Recognized, Unsupported>> {
@@ -473,11 +513,12 @@ impl Format for CompressedTensors {
     }
 }
 
-/// The store of a packed scheme and what shares its scales.
-fn packed(scheme: &str, group: &str, symmetry: &str) -> Option<(Store, Shared)> {
+/// A packed scheme of these words.
+fn packed(scheme: &str, [group, symmetry, word]: [&str; 3]) -> Option<Compressed> {
     let shared = shared(group, GROUPS)?;
     let symmetric = SYMMETRIES.iter().position(|word| *word == symmetry)? == 0;
-    Some((Store::Packed { bits: bits(scheme)?, symmetric }, shared))
+    let method = METHODS_OF_GRIDS.contains(&word).then(|| method(word)).flatten()?;
+    Some(Compressed { method, ..Compressed::new(Store::Packed { bits: bits(scheme)?, symmetric }, shared) })
 }
 
 /// What an option word shares a scale among.
