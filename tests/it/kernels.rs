@@ -189,7 +189,7 @@ fn searched_zero_points_are_the_same_from_every_table() {
             k.choose_blocks((&job, float), &choice, &row, codes, (&mut scales, zeros));
             store(&scales, stored);
         });
-        let bits = 2 + i as u32 % 7;
+        let bits = [2, 3, 4, 5, 6, 7, 8][i % 7];
         let coding = if i % 2 == 0 { Coding::Signed(bits) } else { Coding::Shifted(bits) };
         let job = Scaled { coding, float, group, is_row: false, eager: i % 4 < 2 };
         let choice = Choice { importance, first: 0, ..choice };

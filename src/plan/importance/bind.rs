@@ -167,7 +167,7 @@ fn of_weight<'a>(
         if height == 0 {
             continue;
         }
-        let Some((name, values)) = find(file, set, info, cols) else {
+        let Some((name, values)) = find(file, set, info, cols).filter(|_| keeps_inputs(slice, info)) else {
             rows.push((height, &same[..]));
             continue;
         };
@@ -198,6 +198,12 @@ fn find<'a>(file: &'a Importance, set: &Set, info: &TensorInfo, cols: usize) -> 
     file.find(&info.name, Some(cols)).or_else(|| if set.dir.is_empty() { None } else { named() })
 }
 
+/// Whether the columns of a slice are what its tensor is multiplied with: the tensor's own columns, or all of its rows where
+/// it is transposed. Of a part that is transposed they are something else (`embed_q` of `kv_b_proj`).
+fn keeps_inputs(slice: &Slice, info: &TensorInfo) -> bool {
+    slice.col_stride == 1 || info.shape.iter().nth_back(1) == Some(&slice.cols)
+}
+
 /// Which of so many matrices, one after the other in a source tensor, a slice has elements of.
 fn covered(slice: &Slice, info: &TensorInfo, matrices: usize) -> Option<Range<usize>> {
     if matrices == 1 {
@@ -220,6 +226,17 @@ fn divisor(a: usize, b: usize) -> usize {
 mod tests {
     use super::*;
     use crate::tensor::Dtype;
+
+    #[test]
+    fn what_is_transposed_in_part_has_other_inputs() {
+        let info = TensorInfo { name: String::new(), dtype: Dtype::BF16, shape: vec![2 * (8 + 4), 8] };
+        let of = |start, [rows, row_stride]: [usize; 2], [cols, col_stride]: [usize; 2]| {
+            keeps_inputs(&Slice { tensor: 0, start, rows, row_stride, cols, col_stride }, &info)
+        };
+        assert!(of(0, [24, 8], [8, 1]) && of(96, [8, 8], [8, 1]), "rows, all or some");
+        assert!(of(0, [8, 1], [24, 8]), "all of it transposed");
+        assert!(!of(0, [8, 1], [8, 8]), "the first head's keys transposed");
+    }
 
     /// Three matrices of 4 x 8: whole ones, shares of one, every other row, a transpose, and slices of nothing.
     #[test]

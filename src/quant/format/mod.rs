@@ -47,7 +47,7 @@ pub(super) fn recognize(module: &Module<'_>) -> Option<Result<Recognized, Unsupp
 }
 
 /// Revision of all encodings together: it goes up when the bytes of any scheme change.
-const ENCODING: u32 = 1;
+const ENCODING: u32 = 2;
 
 /// Refuses what no grouped packing can hold: vectors, empty weights, rows that are no whole groups.
 fn check_groups(weight: &Weight, group: usize) -> Result<(), Unsupported> {
