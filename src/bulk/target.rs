@@ -156,7 +156,8 @@ fn importance(
     let known = plan::importance_of_weights(source.as_ref(), options)?;
     let of = |row: &usize| known.get(plan.rows[*row].weight? as usize)?.as_ref();
     if groups.iter().flatten().all(|row| of(row).is_none()) {
-        let why = "nothing of it belongs to a weight that is free to be chosen for; is it for another model?";
+        let why =
+            "nothing of it tells the columns of a weight apart that is free to be chosen for; is it for another model?";
         return Err(plan::Error::Spec(format!("--importance {}: {why}", file.text())).into());
     }
     Ok(known)
@@ -280,7 +281,7 @@ impl Search<'_> {
             made = self.made(budget)?;
         }
         if made.1 > asked {
-            return Ok(low);
+            made = low;
         }
         if made.1 < asked * (1.0 - TOLERANCE) {
             let [asked, made] = [asked, made.1].map(|value| self.target.tell(value));

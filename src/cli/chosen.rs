@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// Goes up when the same question would be answered otherwise.
-const REVISION: u32 = 4;
+const REVISION: u32 = 5;
 
 /// The rules that were added, the view's and those of its components, and what the view then comes to.
 #[derive(Debug, Deserialize, Serialize)]
@@ -87,8 +87,8 @@ impl Remembered {
     fn checked(&self, source: &dyn Source, options: &Options, target: Target) -> Result<Options, Error> {
         let options = self.added(options)?;
         let reached = target.of(&plan::build(source, &options)?);
-        if reached != self.reached || reached > target.value() {
-            let (said, most) = (self.reached, target.value());
+        let (said, most) = (self.reached, target.value());
+        if reached != said || reached > most {
             return Err(Error::Spec(format!(
                 "its view comes to {reached}, where it says {said} and {most} are asked for"
             )));
@@ -136,4 +136,24 @@ fn place(source: &dyn Source, options: &Options, target: Target) -> Option<PathB
         hash.update(format!("{:?} {:?}\n", entry.path, entry.version).as_bytes());
     }
     Some(cache.join("quantfs/targets").join(format!("{}.json", &hash.finalize().to_hex()[..32])))
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+    use super::*;
+    use crate::plan::{Parts, Spec};
+
+    /// By serde_json's `float_roundtrip`.
+    #[test]
+    fn a_size_is_remembered_to_the_last_digit() {
+        for reached in [3.646_622_123_236_822_8_f64, 2.922_048_997_772_828_6, 3.998_166_399_266_559_7, 1e17] {
+            let options = Options::new(Spec::parse(None, &Parts::default()).unwrap());
+            let chosen = Chosen { options: options.clone(), reached, groups: 0 };
+            let text = serde_json::to_vec(&Remembered::of(&options, &chosen)).unwrap();
+            let read: Remembered = serde_json::from_slice(&text).unwrap();
+            assert_eq!(read.reached.to_bits(), reached.to_bits());
+        }
+    }
 }

@@ -153,6 +153,9 @@ impl Facts {
     fn status(&self) -> Value {
         let mut status = self.mount.status(&self.plan.source);
         status["spec"] = self.plan.spec.as_str().into();
+        let mut stored = self.plan.rows.iter().filter(|row| row.weight.is_some()).map(|row| &row.becomes);
+        let first = stored.next();
+        status["mixed"] = stored.any(|becomes| Some(becomes) != first).into();
         status["files"] = self.plan.files.len().into();
         status["bytes"] = self.plan.files.iter().map(|f| f.len).sum::<u64>().into();
         status

@@ -66,6 +66,7 @@ fn summary(plan: &Plan) -> String {
 /// Whole or not at all.
 fn write(path: &Path, text: &[u8]) -> io::Result<()> {
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs::metadata(dir)?;
     let mut file = tempfile::NamedTempFile::new_in(dir)?;
     file.write_all(text)?;
     file.as_file().set_permissions(fs::Permissions::from_mode(0o644))?;

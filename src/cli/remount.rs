@@ -1,7 +1,7 @@
 //! `quantfs remount`: another configuration at a mount that goes on.
 
 use std::{
-    io::{ErrorKind, Write},
+    io::{self, ErrorKind, Write},
     path::PathBuf,
 };
 
@@ -48,12 +48,12 @@ pub fn run(args: &Remount, out: &mut dyn Write) -> Result<(), Failure> {
     let said = !(args.view.says_nothing() && args.many == ManyArgs::default());
     let asked = if said { Some(Box::new((args.view.resolved()?, args.many.resolved()))) } else { None };
     let at = entry.path.display().to_string();
-    let done = control::ask(&entry, Request::Remount { asked }).map_err(|e| match e.kind() {
-        ErrorKind::ConnectionRefused => Failure::refused(format!("{at}: its daemon is dead; mount it again")),
-        ErrorKind::PermissionDenied => Failure::refused(format!("{at}: another user's mount")),
-        ErrorKind::WouldBlock => Failure::refused(format!("{at}: the daemon is still at it; `quantfs status` tells")),
-        _ => Failure::from(e).of(&at),
+    // Plans may take long; whether the daemon listens at all is told at once.
+    control::ask(&entry, Request::Status).map_err(|e| match e.kind() {
+        ErrorKind::WouldBlock => Failure::refused(format!("{at}: its daemon does not answer; nothing was changed")),
+        _ => refused(e, &at),
     })?;
+    let done = control::ask(&entry, Request::Remount { asked }).map_err(|e| refused(e, &at))?;
     if args.json {
         writeln!(out, "{done:#}")?;
         return Ok(());
@@ -63,4 +63,14 @@ pub fn run(args: &Remount, out: &mut dyn Write) -> Result<(), Failure> {
         writeln!(out, "warning: {}", warning.as_str().unwrap_or_default())?;
     }
     Ok(())
+}
+
+/// Why a request was not met.
+fn refused(e: io::Error, at: &str) -> Failure {
+    match e.kind() {
+        ErrorKind::ConnectionRefused => Failure::refused(format!("{at}: its daemon is dead; mount it again")),
+        ErrorKind::PermissionDenied => Failure::refused(format!("{at}: another user's mount")),
+        ErrorKind::WouldBlock => Failure::refused(format!("{at}: the daemon is still at it; `quantfs status` tells")),
+        _ => Failure::from(e).of(at),
+    }
 }

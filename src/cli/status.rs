@@ -123,6 +123,7 @@ fn row(status: &Value) -> [String; 12] {
 /// The spec of the view; of several their number.
 fn spec(status: &Value) -> String {
     match (status["spec"].as_str(), status["views"].as_array()) {
+        (Some(spec), _) if status["mixed"] == true => format!("{}, mixed", shown(spec)),
         (Some(spec), _) => shown(spec),
         (None, Some(views)) if views.len() == 1 => "1 view".to_owned(),
         (None, Some(views)) => format!("{} views", views.len()),

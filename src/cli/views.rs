@@ -246,7 +246,7 @@ impl Views {
     fn name(&mut self, config: &Config, name: &str, args: &ViewArgs) -> Result<Arc<Plan>, Failure> {
         // A recipe may lay files of its own beside the source.
         let beside = |args: &ViewArgs| (args.overrides.clone(), args.loras.clone(), args.importance.clone());
-        let shares = beside(args) == beside(&config.view) && !args.chooses();
+        let shares = beside(args) == beside(&config.view);
         let opened = if shares {
             self.opened.with(args)?
         } else {

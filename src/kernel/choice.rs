@@ -1,11 +1,13 @@
-//! How the parameters of affine codes are chosen, and the entry of the table for it.
+//! How the parameters of codes are chosen, and the entries of the table for it.
 //!
-//! Knows which ways there are; the arithmetic is `body::search`'s, and `body::affine`'s to pack.
+//! Knows which ways there are; the arithmetic is that of `body::search` (lines) and `body::grid` (zero points), and of
+//! `body::{affine, columns, blocks, scaled}` to code and to pack.
 
 use crate::tensor::Float;
 
 use super::{
-    Affine, Blocks, Coding, Columns, Kernels, Scaled, check_affine, check_blocks, check_columns, check_elements,
+    Affine, Blocks, Coding, Columns, Kernels, Scaled, body::groups::LONGEST, check_affine, check_blocks, check_columns,
+    check_elements,
 };
 
 pub(super) type ChooseAffine = fn(&Affine, &Choice<'_>, &[u8], [&mut [u8]; 3]);
@@ -41,6 +43,20 @@ impl<'a> Choice<'a> {
         let column = (self.first + number * len).checked_rem(self.importance.len())?;
         self.importance.get(column..self.importance.len().min(column + len))
     }
+
+    /// # Panics
+    /// If groups begin or end within a row.
+    fn check(&self, group: usize) {
+        let columns = [self.importance.len(), self.first];
+        assert!(columns.iter().all(|n| n.is_multiple_of(group)), "columns {columns:?} are no whole groups of {group}");
+    }
+
+    /// # Panics
+    /// The same, or if it is another method.
+    fn check_ls(&self, group: usize) {
+        assert_eq!(self.method, Method::Ls, "the only search for zero points");
+        self.check(group);
+    }
 }
 
 impl Kernels {
@@ -54,11 +70,7 @@ impl Kernels {
     pub fn choose_affine(&self, job: &Affine, choice: &Choice<'_>, src: &[u8], out: [&mut [u8]; 3]) {
         let [codes, scales, biases] = out;
         check_affine(job, check_elements(src.len(), job.float), codes.len(), scales.len(), biases.len());
-        let columns = [choice.importance.len(), choice.first];
-        assert!(
-            columns.iter().all(|n| n.is_multiple_of(job.group)),
-            "columns {columns:?} are no whole groups: {job:?}"
-        );
+        choice.check(job.group);
         match choice.method {
             Method::Rtn => (self.quantize_affine)(job, src, codes, scales, biases),
             Method::Ls | Method::Hqq => (self.choose_affine)(job, choice, src, [codes, scales, biases]),
@@ -68,9 +80,10 @@ impl Kernels {
     /// Quantizes a band of columns, given row by row, by [`Method::Ls`]; scales are rounded before codes are chosen.
     ///
     /// # Panics
-    /// As [`quantize_columns`](Self::quantize_columns).
+    /// As [`quantize_columns`](Self::quantize_columns); if rows are no whole groups, or the method is another.
     pub fn choose_columns(&self, job: &Columns, choice: &Choice<'_>, src: &[u8], out: [&mut [u8]; 3]) {
         let [codes, zeros, scales] = out;
+        choice.check_ls(job.group);
         check_columns(job, check_elements(src.len(), job.float), codes.len(), zeros.len(), scales.len());
         (self.choose_columns)(job, choice, src, [codes, zeros, scales]);
     }
@@ -78,7 +91,7 @@ impl Kernels {
     /// Quantizes the blocks of a row by [`Method::Ls`]; scales are rounded to the stored float before codes are chosen.
     ///
     /// # Panics
-    /// As [`quantize_blocks`](Self::quantize_blocks), and if blocks are longer than 128.
+    /// As [`quantize_blocks`](Self::quantize_blocks), if blocks are longer than 128, or the method is another.
     pub fn choose_blocks(
         &self,
         job: (&Blocks, Float),
@@ -87,8 +100,13 @@ impl Kernels {
         codes: &mut [u8],
         found: (&mut [f32], &mut [u8]),
     ) {
+        choice.check_ls(1);
         check_blocks(job.0, row.len(), codes.len(), (found.0.len(), found.1.len()));
-        assert!(job.0.block <= 128, "blocks that are searched are of 128 elements at most, not {}", job.0.block);
+        assert!(
+            job.0.block <= LONGEST,
+            "blocks that are searched are of {LONGEST} elements at most, not {}",
+            job.0.block
+        );
         (self.choose_blocks)(job, choice, row, codes, found);
     }
 
@@ -96,9 +114,10 @@ impl Kernels {
     /// with an element that is not finite has the bytes of [`Method::Rtn`].
     ///
     /// # Panics
-    /// As [`quantize_scaled`](Self::quantize_scaled), and if groups are rows, or codes are small floats.
+    /// As [`quantize_scaled`](Self::quantize_scaled), if groups are rows, rows no whole groups, codes small floats, or the method is another.
     pub fn choose_scaled(&self, job: &Scaled, choice: &Choice<'_>, src: &[u8], out: [&mut [u8]; 3]) {
         let [codes, scales, zeros] = out;
+        choice.check_ls(job.group);
         job.check_run(&[], src, [codes, scales, zeros]);
         assert!(!job.is_row && matches!(job.coding, Coding::Signed(_) | Coding::Shifted(_)), "no search for {job:?}");
         (self.choose_scaled)(job, choice, src, [codes, scales, zeros]);

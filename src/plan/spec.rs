@@ -45,6 +45,17 @@ pub struct Parts {
     pub method: Option<String>,
 }
 
+/// A method that a scheme does not offer, with those that it does.
+fn unknown_method(format: &dyn Format, scheme: &str, method: &str) -> Error {
+    let name = format.name();
+    Error::spec(match format.options(scheme).into_iter().find(|option| is_method(option)) {
+        Some(methods) => format!("--method {method}: {name}-{scheme} has {}", methods.join(", ")),
+        None => format!(
+            "--method {method}: {name}-{scheme} has no methods, and rounds to nearest; `quantfs formats` lists those that have"
+        ),
+    })
+}
+
 /// A spec as typed: what it says and nothing else.
 #[derive(Clone, Debug, Default)]
 struct Typed {
@@ -72,6 +83,10 @@ impl Spec {
             words.extend(group_word(format, scheme, group)?);
         }
         let known = |w: &String| format.options(scheme).iter().any(|o| o.contains(&w.as_str()));
+        let offers = |word: &&String| format.options(scheme).iter().any(|o| is_method(o) && o.contains(&word.as_str()));
+        if let Some(method) = parts.method.as_ref().filter(|word| !offers(word)) {
+            return Err(unknown_method(format, scheme, method));
+        }
         if let Some(first) = words.first().filter(|w| typed.scheme.is_none() && !known(w)) {
             let schemes = format.schemes().join(", ");
             return Err(Error::spec(format!(

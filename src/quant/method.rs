@@ -86,6 +86,11 @@ impl Importance {
         self.values.chunks_exact(self.cols).all(|row| *row == self.values[..self.cols])
     }
 
+    /// Whether it says nothing: all columns of a row weigh the same.
+    pub(crate) fn is_level(&self) -> bool {
+        self.values.chunks_exact(self.cols).all(|row| row.iter().all(|w| *w == row[0]))
+    }
+
     /// Names the values, in hexadecimal.
     #[must_use]
     pub fn id(&self) -> String {

@@ -314,3 +314,25 @@ fn views_of_one_file_hold_it_once() {
     assert_eq!(held.values().sum::<usize>(), all);
     assert!(given > 4 * all, "five views were given {given} bytes");
 }
+
+/// Columns that all weigh the same are columns without importance.
+#[test]
+fn what_weighs_all_columns_the_same_is_not_applied() {
+    let (level, name) = ("model.layers.0.mlp.down_proj", "model.layers.0.mlp.up_proj");
+    let shapes = source("llama_src");
+    let cols = |stem: &str| shapes[&format!("{stem}.weight")].1[1];
+    let ones = |stem: &'static str| (stem, vec![cols(stem)], vec![3.0; cols(stem)]);
+    let (stem, shape, values) = ones(level);
+    let error = view("llama_src", "4bit-ls", &[], &matrix(&[(stem, &shape, values.clone())])).unwrap_err().to_string();
+    assert!(error.contains("weigh the same") && error.contains(level), "{error}");
+    let both = matrix(&[(stem, &shape, values), (name, &[cols(name)], spread(1, cols(name)))]);
+    let (shown, plain) = (
+        view("llama_src", "4bit-ls", &[], &both).unwrap(),
+        views::view_of(&golden("mlx_lm/llama_src"), "4bit-ls", &[]).unwrap(),
+    );
+    let told = |warning: &String| warning.contains("all weigh the same in it") && warning.contains(level);
+    assert!(shown.plan().warnings.iter().any(told), "{:?}", shown.plan().warnings);
+    let (shown, plain) = (tensors(&shown), tensors(&plain));
+    let differ: Vec<_> = shown.iter().filter(|(n, held)| plain[*n] != **held).map(|(n, _)| n.clone()).collect();
+    assert!(!differ.is_empty() && differ.iter().all(|n| n.starts_with(name)), "{differ:?}");
+}

@@ -152,15 +152,15 @@ fn methods_choose_the_same_from_every_table() {
 #[test]
 fn searched_zero_points_are_the_same_from_every_table() {
     let mut random = Random(12);
-    for i in 0..60 {
-        let (group, float) = ([32, 64, 128][i % 3], Float::ALL[i / 3 % 3]);
+    for _ in 0..150 {
+        let (group, float) = ([32, 64, 128][random.index(3)], Float::ALL[random.index(3)]);
+        let [weighted, symmetric, flag, other] = [(); 4].map(|()| random.index(2) == 0);
         let weights: Vec<f32> = (0..4 * group).map(|_| random.below(1000) as f32 / 500.0).collect();
-        let importance = if i % 2 == 0 { &[] } else { &weights[..] };
+        let importance = if weighted { &weights[..] } else { &[] };
         let choice = Choice { method: Method::Ls, importance, first: random.index(3) * group };
         let (rows, cols) = (32 * (1 + random.index(3)), group * (1 + random.index(2)));
-        let bits = [2, 3, 4, 8][i % 4];
-        let rule =
-            if i % 5 == 0 { Rule::Awq } else { Rule::Gptq { bits, symmetric: i % 2 == 0, less_one: i % 3 == 0 } };
+        let bits = [2, 3, 4, 8][random.index(4)];
+        let rule = if flag && other { Rule::Awq } else { Rule::Gptq { bits, symmetric, less_one: flag } };
         let job = Columns { float, cols, group, rule };
         let src = elements(&mut random, float, rows * cols, 0);
         let (codes, groups) = (rows * cols / 8 * job.bits() as usize, cols / group);
@@ -171,14 +171,14 @@ fn searched_zero_points_are_the_same_from_every_table() {
             k.choose_columns(&job, &choice, &src, [codes, zeros, scales]);
         });
         let job = Blocks {
-            bits: [2, 4, 8][i % 3],
-            block: [16, 32, 64, 128][i % 4],
-            symmetric: i % 2 == 0,
-            rounded: i % 3 == 0,
+            bits: [2, 4, 8][random.index(3)],
+            block: [16, 32, 64, 128][random.index(4)],
+            symmetric,
+            rounded: flag,
         };
         let len = 1 + random.index(500);
         let weights: Vec<f32> = (0..len).map(|_| random.below(1000) as f32 / 500.0).collect();
-        let choice = Choice { importance: if i % 4 < 2 { &[] } else { &weights }, first: 0, ..choice };
+        let choice = Choice { importance: if weighted { &weights } else { &[] }, first: 0, ..choice };
         let wide = elements(&mut random, Float::F32, len, 0);
         let row: Vec<f32> = wide.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
         let blocks = len.div_ceil(job.block);
@@ -189,9 +189,9 @@ fn searched_zero_points_are_the_same_from_every_table() {
             k.choose_blocks((&job, float), &choice, &row, codes, (&mut scales, zeros));
             store(&scales, stored);
         });
-        let bits = [2, 3, 4, 5, 6, 7, 8][i % 7];
-        let coding = if i % 2 == 0 { Coding::Signed(bits) } else { Coding::Shifted(bits) };
-        let job = Scaled { coding, float, group, is_row: false, eager: i % 4 < 2 };
+        let bits = [2, 3, 4, 5, 6, 7, 8][random.index(7)];
+        let coding = if symmetric { Coding::Signed(bits) } else { Coding::Shifted(bits) };
+        let job = Scaled { coding, float, group, is_row: false, eager: other };
         let choice = Choice { importance, first: 0, ..choice };
         let src = elements(&mut random, float, rows * cols, 0);
         let codes = rows * cols / 8 * bits as usize;

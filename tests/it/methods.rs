@@ -346,6 +346,14 @@ fn specs_name_their_method() {
     ] {
         assert_eq!(canonical(typed).unwrap(), shown);
     }
+    for (spec, method, says) in [
+        ("4bit", "lss", "--method lss: mlx-4bit has rtn, ls, hqq"),
+        ("bnb-nf4", "ls", "--method ls: bnb-nf4 has no methods"),
+    ] {
+        let parts = Parts { method: Some(method.into()), ..Parts::default() };
+        let error = Spec::parse(Some(spec), &parts).unwrap_err().to_string();
+        assert!(error.contains(says), "{error}");
+    }
     let parts = Parts { method: Some("ls".into()), ..Parts::default() };
     assert_eq!(Spec::parse(Some("4bit"), &parts).unwrap().to_string(), "mlx-4bit-g64-ls");
     for wrong in ["mxfp4-ls", "4bit-ls-hqq", "bnb-nf4-ls", "4bit-best"] {

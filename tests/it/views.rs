@@ -9,8 +9,10 @@ use std::{
     process::Output,
     sync::atomic::{AtomicBool, Ordering::Relaxed},
     thread,
+    time::{Duration, Instant},
 };
 
+use rustix::process::{Signal, kill_process};
 use serde_json::Value;
 
 use crate::{
@@ -253,6 +255,24 @@ fn a_remount_that_fails_changes_nothing() {
     assert!(files(&model.mnt()) == four);
     let out = quantfs(&["remount"]).arg(model.dir.path()).output().unwrap();
     assert!(!out.status.success(), "no mount of ours");
+}
+
+/// A daemon that is stopped is told apart from one that plans for long.
+#[test]
+fn a_daemon_that_does_not_answer_is_not_waited_for() {
+    if !can_mount() {
+        return;
+    }
+    let model = Model::new();
+    model.mounted(&["--spec", "4bit"]);
+    let pid = model.pid();
+    kill_process(pid, Signal::STOP).unwrap();
+    let begun = Instant::now();
+    let out = model.remount(&["--spec", "8bit"]);
+    kill_process(pid, Signal::CONT).unwrap();
+    assert!(!out.status.success() && text(&out).contains("does not answer"), "{}", text(&out));
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    assert_eq!(model.status()["spec"], "mlx-4bit-g64", "nor does it once it goes on");
 }
 
 /// With no words the same is planned anew: that is how a source that changed is shown again.

@@ -159,7 +159,7 @@
     svg.append(
       s("path", { class: "axis", d: `M${left} ${top}V${height - bottom}H${width - right}` }),
       s("text", { x: (left + width - right) / 2, y: height - 6, "text-anchor": "middle" }, "bytes of all tensors"),
-      s("text", { transform: `translate(13 ${(top + height - bottom) / 2}) rotate(-90)`, "text-anchor": "middle" }, "relative error, %"),
+      s("text", { transform: `translate(13 ${(top + height - bottom) / 2}) rotate(-90)`, "text-anchor": "middle" }, "relative error, with what is lost, %"),
     );
     const place = (one) => [x(one.totals.bytes_after), y(one.loss * 100)];
     const front = points.filter((one) => one.front).sort((a, b) => a.totals.bytes_after - b.totals.bytes_after);

@@ -19,7 +19,7 @@ use crate::{
 use super::{
     BLOCK, ROUNDER,
     groups::{Each, Groups},
-    larger, narrow,
+    is_better, larger, narrow,
     pack::{pack, unpack},
     round_to,
     search::{half_quadratic, least_squares},
@@ -148,7 +148,7 @@ fn take<S: Sixteen>(
             for (errors, (fits, coded)) in errors.iter_mut().zip([(&*fits, &*plain), (&*proposed, &*better)]) {
                 errors_of_groups(lanes, job, choice, (values, spans), (fits, coded), errors);
             }
-            from_fn(|i| errors[1][i] < errors[0][i])
+            from_fn(|i| is_better(errors[1][i], errors[0][i]))
         }
     };
     let coded = plain.chunks_exact_mut(job.group).zip(better.chunks_exact(job.group));

@@ -4,15 +4,11 @@
 //! is the one of the Cephes library (`expf`: two-step reduction, polynomial of degree 5), within two
 //! units in the last place; below -87 it is the smallest normal number instead of a subnormal one.
 
-use super::larger;
+use super::{SIGNED_ROUNDER, larger};
 use crate::kernel::Dense;
 
 /// Columns of a strip: the lanes of the widest vectors.
 pub(in crate::kernel) const STRIP: usize = 16;
-
-/// 1.5 * 2^23: added to a value of small magnitude it leaves the value rounded in the low bits,
-/// negative ones in two's complement.
-const SIGNED_ROUNDER: f32 = 12_582_912.0;
 
 /// `c[m, n] = sum over k of a[m, k] * b[k, n]`, the sum from the first k to the last.
 #[inline(always)]

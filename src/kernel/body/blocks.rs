@@ -11,9 +11,10 @@ use crate::{
 };
 
 use super::{
+    ROUNDER, SIGNED_ROUNDER,
     affine::{extrema, half_up},
     grid::{Code, Grid, Points, improve},
-    groups::Groups,
+    groups::{Each, Groups},
     larger,
     pack::pack,
     sixteen::{LANES, Plain, Sixteen},
@@ -22,9 +23,6 @@ use super::{
 
 /// The largest symmetric code; -128 is not used, so that codes and their negatives are as many.
 const LARGEST: f32 = 127.0;
-/// 1.5 * 2^23: added to a value of at most 2^22 in magnitude it leaves the value rounded half to even, in
-/// two's complement in the low bits.
-const ROUNDER: f32 = 12_582_912.0;
 /// Values that are coded together: with fewer, the compiler takes one of each of several runs.
 const RUN: usize = 32;
 /// Codes that are packed together: a part of a block or of a long row.
@@ -78,7 +76,7 @@ fn symmetric_code(w: f32, scale: f32) -> u8 {
     let exact = w / scale;
     let number = if exact.is_nan() { 0.0 } else { exact };
     let bounded = smaller(larger(number, -LARGEST), LARGEST);
-    ((bounded + ROUNDER).to_bits() & 0xff) as u8
+    ((bounded + SIGNED_ROUNDER).to_bits() & 0xff) as u8
 }
 
 /// Packed codes, scales and zero points of the blocks of a row.
@@ -135,9 +133,14 @@ struct Codes {
 
 impl Code for Codes {
     #[inline(always)]
-    fn code(self, w: f32, scale: f32, zero: f32) -> f32 {
-        let reciprocal = if scale == 0.0 { 0.0 } else { 1.0 / scale };
-        f32::from(nearest(w * reciprocal + zero, self.top))
+    fn code(self, elements: &mut Each, scale: &Each, zero: &Each) {
+        for i in 0..LANES {
+            let reciprocal = if scale[i] == 0.0 { 0.0 } else { 1.0 / scale[i] };
+            let held = smaller(larger(elements[i] * reciprocal + zero[i], 0.0), self.top);
+            // As `half_up` has it.
+            let even = (held + ROUNDER) - ROUNDER;
+            elements[i] = if held - even == 0.5 { even + 1.0 } else { even };
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use super::{
     SIGNED_ROUNDER,
     affine::extrema,
     grid::{Code, Grid, Points, improve},
-    groups::Groups,
+    groups::{Each, Groups, LONGEST},
     larger, narrow,
     pack::pack,
     round_to,
@@ -26,8 +26,6 @@ use super::{
 
 /// Values that are coded together: with fewer, the compiler takes one of each of several runs.
 const RUN: usize = 32;
-/// Elements of the longest group.
-const LONGEST: usize = 128;
 /// Rows of a word of AWQ: 4-bit codes in 32 bits.
 const OCTET: usize = 8;
 /// Row of an octet whose code a word of AWQ holds in its lowest bits, the next ones, ...
@@ -106,8 +104,10 @@ struct Whole {
 
 impl Code for Whole {
     #[inline(always)]
-    fn code(self, w: f32, scale: f32, zero: f32) -> f32 {
-        held(w / scale, zero, self.top)
+    fn code(self, elements: &mut Each, scale: &Each, zero: &Each) {
+        for i in 0..LANES {
+            elements[i] = held(elements[i] / scale[i], zero[i], self.top);
+        }
     }
 }
 
@@ -119,8 +119,10 @@ struct Half {
 
 impl Code for Half {
     #[inline(always)]
-    fn code(self, w: f32, scale: f32, zero: f32) -> f32 {
-        held(eleven_bits(w / scale), zero, self.top)
+    fn code(self, elements: &mut Each, scale: &Each, zero: &Each) {
+        for i in 0..LANES {
+            elements[i] = held(eleven_bits(elements[i] / scale[i]), zero[i], self.top);
+        }
     }
 }
 

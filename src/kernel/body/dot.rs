@@ -22,11 +22,10 @@ use crate::{
     tensor::Float,
 };
 
+use super::SIGNED_ROUNDER;
+
 /// Rows of a panel: lanes of one 512-bit register.
 pub(in crate::kernel) const LANES: usize = 16;
-/// 1.5 * 2^23: added to a value of small magnitude it leaves the value rounded half to even in the
-/// low bits, in two's complement.
-const SIGNED_ROUNDER: f32 = 12_582_912.0;
 const INFINITE: u32 = 0x7f80_0000;
 
 /// Twice the values of e2m1 above [`Product::zero`]: what a panel holds for each code.

@@ -7,7 +7,7 @@ use crate::{
     tensor::Float,
 };
 
-use super::{blocks::largest, book::magnitude, widen};
+use super::{SIGNED_ROUNDER, blocks::largest, book::magnitude, widen};
 
 /// Rows and columns of a tile.
 pub(in crate::kernel) const TILE: usize = 128;
@@ -17,8 +17,6 @@ const MOST: f32 = 448.0;
 const INFINITE: u32 = 0x7f80_0000;
 /// Elements that are widened together.
 const RUN: usize = 256;
-/// 1.5 * 2^23: see `blocks`.
-const ROUNDER: f32 = 12_582_912.0;
 
 /// Codes in two's complement of a row, which is rounded to f16 first, and its largest magnitude. A row with a
 /// NaN has codes 0; beside an infinite element all codes are 0 too.
@@ -44,7 +42,7 @@ pub(in crate::kernel) fn vectorwise(float: Float, row: &[u8], codes: &mut [u8]) 
         for (code, w) in codes.iter_mut().zip(values) {
             let exact = *w * factor;
             let exact = if exact.is_nan() { 0.0 } else { exact };
-            *code = ((exact + ROUNDER).to_bits() & 0xff) as u8;
+            *code = ((exact + SIGNED_ROUNDER).to_bits() & 0xff) as u8;
         }
     }
     most

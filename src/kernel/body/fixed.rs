@@ -22,6 +22,7 @@ use crate::{
 };
 
 use super::{
+    SIGNED_ROUNDER,
     affine::{Fits, fit, start},
     larger, narrow,
     sixteen::LANES,
@@ -49,8 +50,6 @@ const fn origin(bits: u32) -> f32 {
     power + 0.5 + f32::from_bits((127 + 1 - fraction(bits)) << 23)
 }
 
-/// 1.5 * 2^23: added to a value of at most 2^22 in magnitude it leaves the value rounded.
-const ROUNDER: f32 = 12_582_912.0;
 /// Scales below it have normal reciprocals, and room to spare.
 const LARGE: f32 = 1e30;
 
@@ -75,7 +74,7 @@ impl Steps {
         let most = (1u32 << job.bits) as f32;
         for i in 0..LANES {
             let reciprocal = 1.0 / fits.scale[i];
-            let edge = (fits.bias[i] * reciprocal + ROUNDER) - ROUNDER;
+            let edge = (fits.bias[i] * reciprocal + SIGNED_ROUNDER) - SIGNED_ROUNDER;
             steps.reciprocal[i] = reciprocal;
             steps.offset[i] = origin(job.bits) - edge;
             let bounded = (edge.abs() <= most) & (fits.scale[i].abs() < LARGE);

@@ -12,7 +12,7 @@ use crate::{kernel::rounded, tensor::Float};
 use super::{
     ROUNDER,
     groups::{Each, Groups, Sums, Trial},
-    larger,
+    is_better, larger, round_to,
     search::LEAST_UNIT,
     sixteen::{LANES, Sixteen},
     smaller,
@@ -44,20 +44,21 @@ pub(super) struct Points<'a> {
     pub(super) zero: &'a mut Each,
 }
 
-/// How a format codes an element. No closure, which would be a function of its own, without the instance's features.
+/// How a format codes elements. No closure, which would be a function of its own, without the instance's features.
 pub(super) trait Code: Copy {
-    /// The code, 0 to the largest one, given a scale as it is stored and a zero point.
-    fn code(self, w: f32, scale: f32, zero: f32) -> f32;
+    /// Replaces elements, one of each group, by their codes, 0 to the largest one, given scales as they are stored and zero
+    /// points.
+    fn code(self, elements: &mut Each, scale: &Each, zero: &Each);
 }
 
-/// Replaces parameters by better ones.
+/// Replaces parameters by better ones: also those whose values are no numbers by some whose are.
 #[inline(always)]
 pub(super) fn improve<S: Sixteen>(lanes: S, grid: &Grid, groups: &mut Groups, points: Points<'_>, code: impl Code) {
     let (scale, zero) = search(lanes, grid, groups);
     let before = error(grid, groups, points.scale, points.zero, code);
     let after = error(grid, groups, &scale, &zero, code);
     for i in 0..LANES {
-        let better = after[i] < before[i];
+        let better = is_better(after[i], before[i]);
         points.scale[i] = if better { scale[i] } else { points.scale[i] };
         points.zero[i] = if better { zero[i] } else { points.zero[i] };
     }
@@ -66,15 +67,22 @@ pub(super) fn improve<S: Sixteen>(lanes: S, grid: &Grid, groups: &mut Groups, po
 /// The squared errors of the groups' decoded values, in parts of their spans with zero.
 #[inline(always)]
 fn error(grid: &Grid, groups: &Groups, scale: &Each, zero: &Each, code: impl Code) -> Each {
-    let stored: Each = from_fn(|i| rounded(grid.stored, scale[i]));
+    let mut stored = *scale;
+    round_to(grid.stored, &mut stored);
     let (least, most) = ends(groups);
     let inverse: Each = from_fn(|i| 1.0 / larger(most[i] - least[i], f32::MIN_POSITIVE));
     let mut sums = [0.0; LANES];
     for (values, weights) in groups.elements() {
+        let mut decoded = *values;
+        code.code(&mut decoded, scale, zero);
         for i in 0..LANES {
-            let value = rounded(grid.decoded, (code.code(values[i], scale[i], zero[i]) - zero[i]) * stored[i]);
-            let off = (values[i] - value) * inverse[i];
-            sums[i] += weights.map_or(1.0, |weights| weights[i]) * (off * off);
+            decoded[i] = (decoded[i] - zero[i]) * stored[i];
+        }
+        round_to(grid.decoded, &mut decoded);
+        let weights = weights.unwrap_or(&[1.0; LANES]);
+        for i in 0..LANES {
+            let off = (values[i] - decoded[i]) * inverse[i];
+            sums[i] += weights[i] * (off * off);
         }
     }
     sums

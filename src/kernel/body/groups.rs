@@ -4,8 +4,9 @@
 //! of a group in a word: codes take few instructions, and sums are exact. Where each has a weight, all is in f32, and sums
 //! run from the first element to the last. Knows no packing, and not which codes are worth a trial.
 //!
-//! Always: no sum overflows. A ratio is held to [`least_ratio`] to [`most_ratio`] and a start to two steps, so that no code
-//! lies eight steps from its element: 128 squares of less than 8 * 512 are below 2^31.
+//! Always: no sum overflows, of elements that are finite. A ratio is held to [`least_ratio`] to [`most_ratio`] and a start to
+//! two steps: codes below 64 lie less than eight steps from their elements, and 128 squares of 8 * 2^9 are 2^31; larger codes
+//! lie less than nine steps from theirs, with steps of 2^7.
 
 use std::array::from_fn;
 
@@ -16,7 +17,7 @@ use super::{
 };
 
 /// Elements of a group at most.
-pub(super) const LONGEST: usize = 128;
+pub(in crate::kernel) const LONGEST: usize = 128;
 
 /// One number for each of the sixteen.
 pub(super) type Each = [f32; LANES];
@@ -315,17 +316,21 @@ mod tests {
     /// Against 64-bit sums, of groups and trials that leave as much as there can be.
     #[test]
     fn no_sum_overflows() {
-        for top in [3.0f32, 7.0, 15.0, 31.0, 63.0, 255.0] {
+        for (top, zero) in [3.0f32, 7.0, 15.0, 31.0, 63.0, 127.0, 255.0]
+            .into_iter()
+            .flat_map(|top| [0.0, (top + 1.0) * 0.5, top].map(|zero| (top, zero)))
+        {
             let ratios = [0.0, least_ratio(top), 1.0, most_ratio(top), 100.0];
             let trials = ratios.into_iter().flat_map(|ratio| [-5.0, -2.0, 0.0, 2.0, 5.0].map(|start| (ratio, start)));
             for (ratio, start) in trials {
                 // Lane i has all but one of its elements where most is left of them, or near there.
-                let at = |lane: usize| top * (lane as f32 / 15.0);
-                let rows: [Vec<f32>; LANES] = from_fn(|lane| [vec![0.0, top], vec![at(lane); LONGEST - 2]].concat());
+                let at = |lane: usize| top * (lane as f32 / 15.0) - zero;
+                let rows: [Vec<f32>; LANES] =
+                    from_fn(|lane| [vec![-zero, top - zero], vec![at(lane); LONGEST - 2]].concat());
                 let mut groups = Groups::NONE;
                 groups.take(Plain, LONGEST, rows.iter().map(Vec::as_slice), |_| None);
                 groups.count(Plain, top, &[0.0; LANES], &[1.0; LANES]);
-                let trial = Trial { ratio: [ratio; LANES], start: [start; LANES], zero: [0.0; LANES] };
+                let trial = Trial { ratio: [ratio; LANES], start: [zero + start; LANES], zero: [zero; LANES] };
                 let (sums, coding) = (groups.tried(Plain, &trial), groups.fixed.coding(&trial));
                 let step = 1i64 << groups.fixed.step;
                 for (i, row) in rows.iter().enumerate() {
@@ -339,7 +344,7 @@ mod tests {
                     }
                     let expected = [left as f32, crossed as f32, squared as f32 / step as f32].map(|x| x / step as f32);
                     let found = [sums.left[i], sums.crossed[i], sums.squared[i]];
-                    assert_eq!(found, expected, "top {top}, ratio {ratio}, start {start}, lane {i}");
+                    assert_eq!(found, expected, "top {top}, zero {zero}, ratio {ratio}, start {start}, lane {i}");
                 }
             }
         }

@@ -22,7 +22,7 @@ pub(super) mod exponent;
 pub(super) mod finite;
 pub(super) mod fixed;
 pub(super) mod grid;
-mod groups;
+pub(super) mod groups;
 pub(super) mod microscaling;
 pub(super) mod multiply;
 pub(super) mod pack;
@@ -107,4 +107,10 @@ pub(super) fn smaller(x: f32, or: f32) -> f32 {
 #[inline(always)]
 pub(super) fn larger(x: f32, or: f32) -> f32 {
     if x > or { x } else { or }
+}
+
+/// Whether an error is less than another, or a number where the other is none.
+#[inline(always)]
+fn is_better(after: f32, before: f32) -> bool {
+    after < before || (before.is_nan() && after < f32::INFINITY)
 }

@@ -20,7 +20,7 @@ use crate::{
 };
 
 use super::{
-    BLOCK, SIGNED_ROUNDER as ROUNDER,
+    BLOCK, SIGNED_ROUNDER,
     affine::extrema,
     blocks::largest,
     larger, narrow,
@@ -296,7 +296,7 @@ fn shifted(
     zero.iter_mut().for_each(|z| *z = least - *z);
     round_to(float, zero);
     for i in 0..LANES {
-        let whole = (smaller(larger(zero[i], least), most) + ROUNDER) - ROUNDER;
+        let whole = (smaller(larger(zero[i], least), most) + SIGNED_ROUNDER) - SIGNED_ROUNDER;
         zero[i] = if zero[i].is_nan() { 0.0 } else { whole };
         scale[i] = if scale[i] == 0.0 { epsilon(float) } else { scale[i] };
     }
@@ -372,7 +372,7 @@ fn by_group(group: usize, values: &mut [f32], parameters: &[f32; GROUPS], change
 fn whole<'v>(bits: u32, middle: f32, each: impl Iterator<Item = (&'v f32, &'v mut u8)>) {
     let (least, most) = ends(bits);
     // The middle is even: it takes part in no tie.
-    let rounder = ROUNDER + middle;
+    let rounder = SIGNED_ROUNDER + middle;
     each.for_each(|(x, code)| *code = ((smaller(larger(*x, least), most) + rounder).to_bits() & 0xff) as u8);
 }
 
@@ -392,7 +392,7 @@ fn e2m1(x: f32) -> u8 {
 /// Zero points as their codes.
 #[inline(always)]
 fn stored_zero(job: &Scaled, zero: f32) -> u8 {
-    ((zero + ROUNDER + middle(job.coding.bits())).to_bits() & 0xff) as u8
+    ((zero + SIGNED_ROUNDER + middle(job.coding.bits())).to_bits() & 0xff) as u8
 }
 
 /// Scales as they are stored: in the weight's float, as exponents, as e4m3.

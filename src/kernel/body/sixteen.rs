@@ -1,7 +1,8 @@
 //! Sixteen f32 at a time: what bodies are written over where the compiler, left to itself, keeps no
 //! vectors in registers (running sums) or finds no instruction (tables).
 //!
-//! Always: the same bits from every implementation.
+//! Always: the same bits from every implementation, but of [`Sixteen::pair`] beyond 16 bits, and so of its sums: groups with
+//! such elements are not finite, and what is found for them is not taken.
 
 use super::{ROUNDER, SIGNED_ROUNDER, larger, smaller};
 

@@ -42,6 +42,8 @@ pub(crate) struct Binder<'a> {
     deaf: Vec<String>,
     /// Weights whose rows differ in what is said of them, and whose packing cannot tell rows apart.
     uneven: Vec<String>,
+    /// Weights whose columns all weigh the same in it: it is not applied.
+    level: Vec<String>,
     weighed: usize,
     /// What is said of weights, by their numbers in the plan.
     told: BTreeMap<usize, quant::Importance>,
@@ -49,8 +51,8 @@ pub(crate) struct Binder<'a> {
 
 impl<'a> Binder<'a> {
     pub(crate) fn new(importance: Option<&'a Importance>) -> Self {
-        let [unknown, deaf, uneven] = [const { vec![] }; 3];
-        Self { importance, met: BTreeSet::new(), unknown, deaf, uneven, weighed: 0, told: BTreeMap::new() }
+        let [unknown, deaf, uneven, level] = [const { vec![] }; 4];
+        Self { importance, met: BTreeSet::new(), unknown, deaf, uneven, level, weighed: 0, told: BTreeMap::new() }
     }
 
     /// Has the scheme of a decision on a weight, which has this number in the plan, weigh errors, where that is asked for.
@@ -92,6 +94,10 @@ impl<'a> Binder<'a> {
             self.unknown.push(name.clone());
             return Ok(None);
         };
+        if found.is_level() {
+            self.level.push(name.clone());
+            return Ok(None);
+        }
         let found = file.shared(found);
         let weighted = asked.scheme.weighted(&found);
         match &weighted {
@@ -120,8 +126,15 @@ impl<'a> Binder<'a> {
         }
         if self.weighed == 0 && !self.deaf.is_empty() {
             return refuse(format!(
-                "rounding to nearest weighs no errors, and no quantized weight has another method ({}); choose one: --method ls",
+                "rounding to nearest weighs no errors, and no quantized weight has another method ({}); choose one (--method ls) \
+                 in a format that offers it (`quantfs formats`)",
                 listed(&self.deaf)
+            ));
+        }
+        if self.weighed == 0 && !self.level.is_empty() {
+            return refuse(format!(
+                "all columns weigh the same in it ({}), as they do without it",
+                listed(&self.level)
             ));
         }
         let idle: Vec<String> = file.names().filter(|name| !self.met.contains(name)).map(str::to_owned).collect();
@@ -139,6 +152,7 @@ impl<'a> Binder<'a> {
         };
         warn(&idle, "entries belong to no quantized weight");
         warn(&self.unknown, "quantized weights are not in it, and have all their columns weigh the same");
+        warn(&self.level, "weights have columns that all weigh the same in it, as without it");
         warn(&self.deaf, "weights are rounded to nearest, which weighs no errors");
         warn(&self.uneven, &format!("quantized weights have all their columns weigh the same: {UNEVEN}"));
         Ok(())

@@ -2,18 +2,19 @@
 //! with codes by the steps of this arithmetic.
 
 use crate::{
-    kernel::{Choice, Scaled, rounded},
+    kernel::{Choice, Scaled},
     tensor::Float,
 };
 
 use super::{
     super::{
         grid::{Code, Grid, Points, improve},
-        groups, larger,
+        groups::{self, Each},
+        larger, round_to,
         sixteen::Sixteen,
         smaller,
     },
-    Groups, LANES, ROUNDER, blocks, ends, middle,
+    Groups, LANES, SIGNED_ROUNDER, blocks, ends, middle,
 };
 
 /// Packed codes, stored scales and zero points of groups that make up blocks; see [`super::quantize`].
@@ -71,17 +72,29 @@ struct Steps {
 
 impl Steps {
     #[inline(always)]
-    fn step(self, x: f32) -> f32 {
-        self.float.map_or(x, |float| rounded(float, x))
+    fn round(self, steps: &mut Each) {
+        if let Some(float) = self.float {
+            round_to(float, steps);
+        }
     }
 }
 
 impl Code for Steps {
     #[inline(always)]
-    fn code(self, w: f32, scale: f32, zero: f32) -> f32 {
+    fn code(self, elements: &mut Each, scale: &Each, zero: &Each) {
         let (middle, (least, most)) = (middle(self.bits), ends(self.bits));
-        let exact = self.step(w / scale);
-        let exact = if self.shifted { self.step(exact + (zero - middle)) } else { exact };
-        (smaller(larger(exact, least), most) + ROUNDER) - ROUNDER + middle
+        for i in 0..LANES {
+            elements[i] /= scale[i];
+        }
+        self.round(elements);
+        if self.shifted {
+            for i in 0..LANES {
+                elements[i] += zero[i] - middle;
+            }
+            self.round(elements);
+        }
+        for x in elements {
+            *x = (smaller(larger(*x, least), most) + SIGNED_ROUNDER) - SIGNED_ROUNDER + middle;
+        }
     }
 }
