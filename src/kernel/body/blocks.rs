@@ -14,7 +14,7 @@ use super::{
     ROUNDER, SIGNED_ROUNDER,
     affine::{extrema, half_up},
     grid::{Code, Grid, Points, improve},
-    groups::{Each, Groups},
+    groups::Groups,
     larger,
     pack::pack,
     sixteen::{LANES, Plain, Sixteen},
@@ -117,7 +117,7 @@ impl<S: Sixteen> Search<'_, S> {
         let top = highest(job.bits);
         let middle = (top + 1.0) * 0.5;
         let zeros = if job.symmetric { (middle, middle) } else { (0.0, top) };
-        let grid = Grid { top, zeros, signed: true, stored: self.stored, decoded: Float::F32 };
+        let grid = Grid { top, zeros, signed: true, stored: self.stored };
         groups.take(*lanes, job.block, blocks.chunks(job.block), |lane| choice.of_group(first + lane, job.block));
         let mut points = zero.map(f32::from);
         improve(*lanes, &grid, groups, Points { scale, zero: &mut points }, Codes { top });
@@ -133,14 +133,12 @@ struct Codes {
 
 impl Code for Codes {
     #[inline(always)]
-    fn code(self, elements: &mut Each, scale: &Each, zero: &Each) {
-        for i in 0..LANES {
-            let reciprocal = if scale[i] == 0.0 { 0.0 } else { 1.0 / scale[i] };
-            let held = smaller(larger(elements[i] * reciprocal + zero[i], 0.0), self.top);
-            // As `half_up` has it.
-            let even = (held + ROUNDER) - ROUNDER;
-            elements[i] = if held - even == 0.5 { even + 1.0 } else { even };
-        }
+    fn code(self, w: f32, scale: f32, zero: f32) -> f32 {
+        let reciprocal = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+        let held = smaller(larger(w * reciprocal + zero, 0.0), self.top);
+        // As `half_up` has it.
+        let even = (held + ROUNDER) - ROUNDER;
+        if held - even == 0.5 { even + 1.0 } else { even }
     }
 }
 

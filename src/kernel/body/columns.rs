@@ -16,7 +16,7 @@ use super::{
     SIGNED_ROUNDER,
     affine::extrema,
     grid::{Code, Grid, Points, improve},
-    groups::{Each, Groups, LONGEST},
+    groups::{Groups, LONGEST},
     larger, narrow,
     pack::pack,
     round_to,
@@ -85,7 +85,7 @@ impl<S: Sixteen> Search<'_, S> {
             Rule::Gptq { less_one, .. } => (f32::from(u8::from(less_one)), top),
             Rule::Awq => (0.0, top),
         };
-        let grid = Grid { top, zeros, signed: false, stored: Float::F16, decoded: Float::F32 };
+        let grid = Grid { top, zeros, signed: false, stored: Float::F16 };
         let rows = values.iter().map(|values| &values[..job.group]);
         groups.take(*lanes, job.group, rows, |_| choice.of_group(number, job.group));
         let points = Points { scale: &mut fits.scale, zero: &mut fits.zero };
@@ -104,10 +104,8 @@ struct Whole {
 
 impl Code for Whole {
     #[inline(always)]
-    fn code(self, elements: &mut Each, scale: &Each, zero: &Each) {
-        for i in 0..LANES {
-            elements[i] = held(elements[i] / scale[i], zero[i], self.top);
-        }
+    fn code(self, w: f32, scale: f32, zero: f32) -> f32 {
+        held(w / scale, zero, self.top)
     }
 }
 
@@ -119,10 +117,8 @@ struct Half {
 
 impl Code for Half {
     #[inline(always)]
-    fn code(self, elements: &mut Each, scale: &Each, zero: &Each) {
-        for i in 0..LANES {
-            elements[i] = held(eleven_bits(elements[i] / scale[i]), zero[i], self.top);
-        }
+    fn code(self, w: f32, scale: f32, zero: f32) -> f32 {
+        held(eleven_bits(w / scale), zero, self.top)
     }
 }
 

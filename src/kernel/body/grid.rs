@@ -34,8 +34,6 @@ pub(super) struct Grid {
     pub(super) signed: bool,
     /// Of scales as they are stored.
     pub(super) stored: Float,
-    /// Of values as they are decoded.
-    pub(super) decoded: Float,
 }
 
 /// Scales and zero points of sixteen groups.
@@ -44,19 +42,38 @@ pub(super) struct Points<'a> {
     pub(super) zero: &'a mut Each,
 }
 
-/// How a format codes elements. No closure, which would be a function of its own, without the instance's features.
+/// How a format codes an element, and what the code's value is. No closures, which would be functions of their own, without
+/// the instance's features; and types without a choice in them, which would be made anew for each element.
 pub(super) trait Code: Copy {
-    /// Replaces elements, one of each group, by their codes, 0 to the largest one, given scales as they are stored and zero
-    /// points.
-    fn code(self, elements: &mut Each, scale: &Each, zero: &Each);
+    /// The code, 0 to the largest one, given a scale as it is stored and a zero point.
+    fn code(self, w: f32, scale: f32, zero: f32) -> f32;
+
+    /// A value as it is decoded.
+    #[inline(always)]
+    fn value(self, exact: f32) -> f32 {
+        exact
+    }
 }
 
-/// Replaces parameters by better ones: also those whose values are no numbers by some whose are.
+/// Replaces parameters by better ones, where the search finds some.
 #[inline(always)]
 pub(super) fn improve<S: Sixteen>(lanes: S, grid: &Grid, groups: &mut Groups, points: Points<'_>, code: impl Code) {
-    let (scale, zero) = search(lanes, grid, groups);
+    let found = search(lanes, grid, groups);
+    take_better(grid, groups, points, &found, code);
+}
+
+/// Replaces parameters by scales and zero points that were found, where the values have less error with them, or are numbers
+/// only with them.
+#[inline(always)]
+pub(super) fn take_better(
+    grid: &Grid,
+    groups: &Groups,
+    points: Points<'_>,
+    (scale, zero): &(Each, Each),
+    code: impl Code,
+) {
     let before = error(grid, groups, points.scale, points.zero, code);
-    let after = error(grid, groups, &scale, &zero, code);
+    let after = error(grid, groups, scale, zero, code);
     for i in 0..LANES {
         let better = is_better(after[i], before[i]);
         points.scale[i] = if better { scale[i] } else { points.scale[i] };
@@ -73,16 +90,10 @@ fn error(grid: &Grid, groups: &Groups, scale: &Each, zero: &Each, code: impl Cod
     let inverse: Each = from_fn(|i| 1.0 / larger(most[i] - least[i], f32::MIN_POSITIVE));
     let mut sums = [0.0; LANES];
     for (values, weights) in groups.elements() {
-        let mut decoded = *values;
-        code.code(&mut decoded, scale, zero);
         for i in 0..LANES {
-            decoded[i] = (decoded[i] - zero[i]) * stored[i];
-        }
-        round_to(grid.decoded, &mut decoded);
-        let weights = weights.unwrap_or(&[1.0; LANES]);
-        for i in 0..LANES {
-            let off = (values[i] - decoded[i]) * inverse[i];
-            sums[i] += weights[i] * (off * off);
+            let value = code.value((code.code(values[i], scale[i], zero[i]) - zero[i]) * stored[i]);
+            let off = (values[i] - value) * inverse[i];
+            sums[i] += weights.map_or(1.0, |weights| weights[i]) * (off * off);
         }
     }
     sums
@@ -120,7 +131,7 @@ fn ends(groups: &Groups) -> (Each, Each) {
 
 /// Scales as they are stored, and zero points, of the least squared error that some steps find.
 #[inline(always)]
-fn search<S: Sixteen>(lanes: S, grid: &Grid, groups: &mut Groups) -> (Each, Each) {
+pub(super) fn search<S: Sixteen>(lanes: S, grid: &Grid, groups: &mut Groups) -> (Each, Each) {
     let Grid { top, zeros: (first, last), .. } = *grid;
     let (least, most) = ends(groups);
     let fixed = first == last;

@@ -1,16 +1,18 @@
 //! Better scales and zero points for groups of whole numbers, where a search finds some: what [`super::super::grid`] does,
 //! with codes by the steps of this arithmetic.
 
+use std::marker::PhantomData;
+
 use crate::{
     kernel::{Choice, Scaled},
+    num::{bf16_from_f32, bf16_to_f32, f16_from_f32, f16_to_f32},
     tensor::Float,
 };
 
 use super::{
     super::{
-        grid::{Code, Grid, Points, improve},
-        groups::{self, Each},
-        larger, round_to,
+        grid::{Code, Grid, Points, search, take_better},
+        groups, larger,
         sixteen::Sixteen,
         smaller,
     },
@@ -42,11 +44,10 @@ impl<S: Sixteen> Search<'_, S> {
     /// Changes the scales and zero points of a block.
     #[inline(always)]
     pub(super) fn improve(&mut self, job: &Scaled, values: &[f32], found: &mut Groups) {
-        let (bits, shifted) = (job.coding.bits(), job.coding.has_zeros());
+        let bits = job.coding.bits();
         let (top, middle) = (((1u32 << bits) - 1) as f32, middle(bits));
-        let zeros = if shifted { (0.0, top) } else { (middle, middle) };
-        let grid = Grid { top, zeros, signed: false, stored: job.float, decoded: job.float };
-        let code = Steps { float: job.is_rounded().then_some(job.float), shifted, bits };
+        let zeros = if job.coding.has_zeros() { (0.0, top) } else { (middle, middle) };
+        let grid = Grid { top, zeros, signed: false, stored: job.float };
         let parameters = found.scale.as_chunks_mut::<LANES>().0.iter_mut().zip(found.zero.as_chunks_mut::<LANES>().0);
         let parameters = parameters.zip(found.divisor.as_chunks_mut::<LANES>().0);
         for (sixteen, ((scale, zero), divisor)) in values.chunks(LANES * job.group).zip(parameters) {
@@ -54,47 +55,84 @@ impl<S: Sixteen> Search<'_, S> {
             self.groups.take(self.lanes, job.group, sixteen.chunks_exact(job.group), weights);
             self.first += sixteen.len() / job.group;
             zero.iter_mut().for_each(|zero| *zero += middle);
-            improve(self.lanes, &grid, &mut self.groups, Points { scale, zero }, code);
+            self.improve_sixteen(job, &grid, Points { scale, zero });
             zero.iter_mut().for_each(|zero| *zero -= middle);
             *divisor = *scale;
         }
     }
-}
 
-/// The steps of [`super::code`].
-#[derive(Clone, Copy)]
-struct Steps {
-    /// What they are rounded to.
-    float: Option<Float>,
-    shifted: bool,
-    bits: u32,
-}
-
-impl Steps {
     #[inline(always)]
-    fn round(self, steps: &mut Each) {
-        if let Some(float) = self.float {
-            round_to(float, steps);
+    fn improve_sixteen(&mut self, job: &Scaled, grid: &Grid, points: Points<'_>) {
+        let bits = job.coding.bits();
+        let (found, groups) = (search(self.lanes, grid, &mut self.groups), &self.groups);
+        match (job.float, job.is_rounded()) {
+            (Float::F32, _) => take_better(grid, groups, points, &found, Steps::<Exact, Exact>::new(bits)),
+            (Float::Bf16, true) => take_better(grid, groups, points, &found, Steps::<ToBf16, ToBf16>::new(bits)),
+            (Float::Bf16, false) => take_better(grid, groups, points, &found, Steps::<Exact, ToBf16>::new(bits)),
+            (Float::F16, true) => take_better(grid, groups, points, &found, Steps::<ToF16, ToF16>::new(bits)),
+            (Float::F16, false) => take_better(grid, groups, points, &found, Steps::<Exact, ToF16>::new(bits)),
         }
     }
 }
 
-impl Code for Steps {
+/// What a step of arithmetic is rounded to.
+trait Rounding: Copy {
+    fn rounded(x: f32) -> f32;
+}
+
+#[derive(Clone, Copy)]
+struct ToBf16;
+#[derive(Clone, Copy)]
+struct ToF16;
+#[derive(Clone, Copy)]
+struct Exact;
+
+impl Rounding for ToBf16 {
     #[inline(always)]
-    fn code(self, elements: &mut Each, scale: &Each, zero: &Each) {
+    fn rounded(x: f32) -> f32 {
+        bf16_to_f32(bf16_from_f32(x))
+    }
+}
+
+impl Rounding for ToF16 {
+    #[inline(always)]
+    fn rounded(x: f32) -> f32 {
+        f16_to_f32(f16_from_f32(x))
+    }
+}
+
+impl Rounding for Exact {
+    #[inline(always)]
+    fn rounded(x: f32) -> f32 {
+        x
+    }
+}
+
+/// The steps of [`super::code`]: of quotients and sums, and of values.
+#[derive(Clone, Copy)]
+struct Steps<Q, V> {
+    bits: u32,
+    of: PhantomData<(Q, V)>,
+}
+
+impl<Q, V> Steps<Q, V> {
+    #[inline(always)]
+    fn new(bits: u32) -> Self {
+        Self { bits, of: PhantomData }
+    }
+}
+
+impl<Q: Rounding, V: Rounding> Code for Steps<Q, V> {
+    /// A zero point in the middle adds nothing.
+    #[inline(always)]
+    fn code(self, w: f32, scale: f32, zero: f32) -> f32 {
         let (middle, (least, most)) = (middle(self.bits), ends(self.bits));
-        for i in 0..LANES {
-            elements[i] /= scale[i];
-        }
-        self.round(elements);
-        if self.shifted {
-            for i in 0..LANES {
-                elements[i] += zero[i] - middle;
-            }
-            self.round(elements);
-        }
-        for x in elements {
-            *x = (smaller(larger(*x, least), most) + SIGNED_ROUNDER) - SIGNED_ROUNDER + middle;
-        }
+        let exact = Q::rounded(Q::rounded(w / scale) + (zero - middle));
+        (smaller(larger(exact, least), most) + SIGNED_ROUNDER) - SIGNED_ROUNDER + middle
+    }
+
+    #[inline(always)]
+    fn value(self, exact: f32) -> f32 {
+        V::rounded(exact)
     }
 }
