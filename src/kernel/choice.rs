@@ -114,12 +114,13 @@ impl Kernels {
     /// with an element that is not finite has the bytes of [`Method::Rtn`].
     ///
     /// # Panics
-    /// As [`quantize_scaled`](Self::quantize_scaled), if groups are rows, rows no whole groups, codes small floats, or the method is another.
+    /// As [`quantize_scaled`](Self::quantize_scaled), if rows are no whole groups, codes small floats, or the method is another.
     pub fn choose_scaled(&self, job: &Scaled, choice: &Choice<'_>, src: &[u8], out: [&mut [u8]; 3]) {
         let [codes, scales, zeros] = out;
         choice.check_ls(job.group);
         job.check_run(&[], src, [codes, scales, zeros]);
-        assert!(!job.is_row && matches!(job.coding, Coding::Signed(_) | Coding::Shifted(_)), "no search for {job:?}");
+        let is_whole = matches!(job.coding, Coding::Signed(_) | Coding::Shifted(_) | Coding::Int8);
+        assert!(is_whole, "no search for {job:?}");
         (self.choose_scaled)(job, choice, src, [codes, scales, zeros]);
     }
 }

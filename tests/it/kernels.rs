@@ -191,10 +191,16 @@ fn searched_zero_points_are_the_same_from_every_table() {
         });
         let bits = [2, 3, 4, 5, 6, 7, 8][random.index(7)];
         let coding = if symmetric { Coding::Signed(bits) } else { Coding::Shifted(bits) };
-        let job = Scaled { coding, float, group, is_row: false, eager: other };
-        let choice = Choice { importance, first: 0, ..choice };
+        let coding = if symmetric && flag { Coding::Int8 } else { coding };
+        // Rows of any length, longer than a part of a search too.
+        let is_row = other && !flag;
+        let (group, cols) = if is_row { (32 * (1 + random.index(150)), 0) } else { (group, cols) };
+        let (cols, groups) = if is_row { (group, 1) } else { (cols, cols / group) };
+        let job = Scaled { coding, float, group, is_row, eager: other };
+        let weights: Vec<f32> = (0..cols).map(|_| random.below(1000) as f32 / 500.0).collect();
+        let choice = Choice { importance: if weighted { &weights } else { &[] }, first: 0, ..choice };
         let src = elements(&mut random, float, rows * cols, 0);
-        let codes = rows * cols / 8 * bits as usize;
+        let codes = rows * groups * job.row_bytes(group);
         differential(&format!("{job:?} {choice:?}"), codes + groups * rows * (job.scale_bytes() + 1), 0, |k, out| {
             let (codes, rest) = out.split_at_mut(codes);
             let (scales, zeros) = rest.split_at_mut(groups * rows * job.scale_bytes());

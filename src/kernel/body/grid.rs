@@ -55,6 +55,52 @@ pub(super) trait Code: Copy {
     }
 }
 
+/// Elements whose codes are tried, in sixteen places: those of a group each, or of a row all together.
+pub(super) trait Elements {
+    /// The least and the largest of a place, or zero beyond them.
+    fn ends(&self) -> (Each, Each);
+
+    /// As [`Groups::count`], from zero on.
+    fn count<S: Sixteen>(&mut self, lanes: S, top: f32, unit: &Each);
+
+    /// As [`Groups::tried`].
+    fn tried<S: Sixteen>(&self, lanes: S, trial: &Trial) -> Sums;
+
+    /// The squared errors of decoded values; `inverse` is what differences are multiplied by, `stored` scales as they are
+    /// stored.
+    fn errors(&self, inverse: &Each, stored: &Each, points: (&Each, &Each), code: impl Code) -> Each;
+}
+
+impl Elements for Groups {
+    #[inline(always)]
+    fn ends(&self) -> (Each, Each) {
+        (self.least.map(|least| smaller(least, 0.0)), self.most.map(|most| larger(most, 0.0)))
+    }
+
+    #[inline(always)]
+    fn count<S: Sixteen>(&mut self, lanes: S, top: f32, unit: &Each) {
+        self.count(lanes, top, &[0.0; LANES], unit);
+    }
+
+    #[inline(always)]
+    fn tried<S: Sixteen>(&self, lanes: S, trial: &Trial) -> Sums {
+        self.tried(lanes, trial)
+    }
+
+    #[inline(always)]
+    fn errors(&self, inverse: &Each, stored: &Each, (scale, zero): (&Each, &Each), code: impl Code) -> Each {
+        let mut sums = [0.0; LANES];
+        for (values, weights) in self.elements() {
+            for i in 0..LANES {
+                let value = code.value((code.code(values[i], scale[i], zero[i]) - zero[i]) * stored[i]);
+                let off = (values[i] - value) * inverse[i];
+                sums[i] += weights.map_or(1.0, |weights| weights[i]) * (off * off);
+            }
+        }
+        sums
+    }
+}
+
 /// Replaces parameters by better ones, where the search finds some.
 #[inline(always)]
 pub(super) fn improve<S: Sixteen>(lanes: S, grid: &Grid, groups: &mut Groups, points: Points<'_>, code: impl Code) {
@@ -67,13 +113,13 @@ pub(super) fn improve<S: Sixteen>(lanes: S, grid: &Grid, groups: &mut Groups, po
 #[inline(always)]
 pub(super) fn take_better(
     grid: &Grid,
-    groups: &Groups,
+    elements: &impl Elements,
     points: Points<'_>,
     (scale, zero): &(Each, Each),
     code: impl Code,
 ) {
-    let before = error(grid, groups, points.scale, points.zero, code);
-    let after = error(grid, groups, scale, zero, code);
+    let before = error(grid, elements, points.scale, points.zero, code);
+    let after = error(grid, elements, scale, zero, code);
     for i in 0..LANES {
         let better = is_better(after[i], before[i]);
         points.scale[i] = if better { scale[i] } else { points.scale[i] };
@@ -81,22 +127,14 @@ pub(super) fn take_better(
     }
 }
 
-/// The squared errors of the groups' decoded values, in parts of their spans with zero.
+/// The squared errors of decoded values, in parts of their spans with zero.
 #[inline(always)]
-fn error(grid: &Grid, groups: &Groups, scale: &Each, zero: &Each, code: impl Code) -> Each {
+fn error(grid: &Grid, elements: &impl Elements, scale: &Each, zero: &Each, code: impl Code) -> Each {
     let mut stored = *scale;
     round_to(grid.stored, &mut stored);
-    let (least, most) = ends(groups);
+    let (least, most) = elements.ends();
     let inverse: Each = from_fn(|i| 1.0 / larger(most[i] - least[i], f32::MIN_POSITIVE));
-    let mut sums = [0.0; LANES];
-    for (values, weights) in groups.elements() {
-        for i in 0..LANES {
-            let value = code.value((code.code(values[i], scale[i], zero[i]) - zero[i]) * stored[i]);
-            let off = (values[i] - value) * inverse[i];
-            sums[i] += weights.map_or(1.0, |weights| weights[i]) * (off * off);
-        }
-    }
-    sums
+    elements.errors(&inverse, &stored, (scale, zero), code)
 }
 
 /// The best so far, in steps of the span.
@@ -123,17 +161,11 @@ impl<S: Sixteen> Best<S> {
     }
 }
 
-/// The groups' least and largest elements, or zero beyond them.
-#[inline(always)]
-fn ends(groups: &Groups) -> (Each, Each) {
-    (groups.least.map(|least| smaller(least, 0.0)), groups.most.map(|most| larger(most, 0.0)))
-}
-
 /// Scales as they are stored, and zero points, of the least squared error that some steps find.
 #[inline(always)]
-pub(super) fn search<S: Sixteen>(lanes: S, grid: &Grid, groups: &mut Groups) -> (Each, Each) {
+pub(super) fn search<S: Sixteen>(lanes: S, grid: &Grid, elements: &mut impl Elements) -> (Each, Each) {
     let Grid { top, zeros: (first, last), .. } = *grid;
-    let (least, most) = ends(groups);
+    let (least, most) = elements.ends();
     let fixed = first == last;
     let unit: Each = from_fn(|i| {
         let turned = fixed && grid.signed && most[i] > -least[i];
@@ -142,7 +174,7 @@ pub(super) fn search<S: Sixteen>(lanes: S, grid: &Grid, groups: &mut Groups) -> 
         let unit = larger(if fixed { sides } else { (most[i] - least[i]) / top }, LEAST_UNIT);
         if turned { -unit } else { unit }
     });
-    groups.count(lanes, top, &[0.0; LANES], &unit);
+    elements.count(lanes, top, &unit);
     let [error, slope, zero] = [f32::INFINITY, 1.0, first].map(|x| lanes.load(&[x; LANES]));
     let mut best = Best::<S> { error, slope, zero };
     for trial in 0..TRIALS {
@@ -156,14 +188,14 @@ pub(super) fn search<S: Sixteen>(lanes: S, grid: &Grid, groups: &mut Groups) -> 
             let other = if exact < nearest { nearest - 1.0 } else { nearest + 1.0 };
             smaller(larger(if trial % 2 == 0 { nearest } else { other }, first), last)
         });
-        best.meet(lanes, &groups.tried(lanes, &Trial { ratio, start: zero, zero }), &zero);
+        best.meet(lanes, &elements.tried(lanes, &Trial { ratio, start: zero, zero }), &zero);
     }
     let [mut slope, mut zero] = [[0.0; LANES]; 2];
     for _ in 0..REFINEMENTS {
         lanes.store(best.slope, &mut slope);
         lanes.store(best.zero, &mut zero);
         let trial = Trial { ratio: slope.map(|slope| 1.0 / slope), start: zero, zero };
-        best.meet(lanes, &groups.tried(lanes, &trial), &zero);
+        best.meet(lanes, &elements.tried(lanes, &trial), &zero);
     }
     lanes.store(lanes.product(best.slope, lanes.load(&unit)), &mut slope);
     lanes.store(best.zero, &mut zero);

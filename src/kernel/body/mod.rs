@@ -26,6 +26,7 @@ pub(super) mod groups;
 pub(super) mod microscaling;
 pub(super) mod multiply;
 pub(super) mod pack;
+mod row;
 pub(super) mod scaled;
 pub(super) mod search;
 pub(super) mod sixteen;

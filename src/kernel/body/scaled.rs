@@ -67,14 +67,28 @@ impl Groups {
 /// Packed codes; stored scales and zero points (one byte each), one a group, unless scales are `given`.
 #[inline(always)]
 pub(in crate::kernel) fn quantize(job: &Scaled, given: &[f32], src: &[u8], [codes, scales, zeros]: [&mut [u8]; 3]) {
-    if !job.is_row {
-        return blocks(job, given, src, [codes, scales, zeros], None::<&mut Search<'_, Plain>>);
+    let none = None::<&mut Search<'_, Plain>>;
+    if job.is_row {
+        rows(job, given, src, [codes, scales, zeros], none);
+    } else {
+        blocks(job, given, src, [codes, scales, zeros], none);
     }
+}
+
+/// Groups that are rows, whose scales are given or found, and then changed where there is a search for better ones.
+#[inline(always)]
+fn rows<S: Sixteen>(
+    job: &Scaled,
+    given: &[f32],
+    src: &[u8],
+    [codes, scales, zeros]: [&mut [u8]; 3],
+    mut search: Option<&mut Search<'_, S>>,
+) {
     let mut scales = scales.chunks_exact_mut(job.scale_bytes());
     let mut zeros = zeros.iter_mut();
     let rows = src.chunks_exact(job.group * job.float.size()).zip(codes.chunks_exact_mut(job.row_bytes(job.group)));
     for (number, (row, codes)) in rows.enumerate() {
-        let (scale, zero) = long(job, given.get(number).copied(), row, codes);
+        let (scale, zero) = long(job, given.get(number).copied(), row, codes, search.as_deref_mut());
         if let Some(out) = scales.next() {
             store_scales(job, &[scale], out);
         }
@@ -139,7 +153,13 @@ fn take(given: &[f32], groups: &mut Groups) {
 
 /// A row that is one group: gone through twice. Its scale and zero point.
 #[inline(always)]
-fn long(job: &Scaled, given: Option<f32>, row: &[u8], codes: &mut [u8]) -> (f32, f32) {
+fn long<S: Sixteen>(
+    job: &Scaled,
+    given: Option<f32>,
+    row: &[u8],
+    codes: &mut [u8],
+    search: Option<&mut Search<'_, S>>,
+) -> (f32, f32) {
     let mut values = [0f32; BLOCK];
     let mut coded = [0u8; BLOCK];
     let mut all = Groups::NONE;
@@ -160,6 +180,9 @@ fn long(job: &Scaled, given: Option<f32>, row: &[u8], codes: &mut [u8]) -> (f32,
         None => fit(job, 1, &mut all),
     }
     let odd = all.top[0] >= INFINITE;
+    if let (Some(search), false) = (search, odd) {
+        search.improve_row(job, row, &mut all);
+    }
     for (block, codes) in row.chunks(BLOCK * size).zip(codes.chunks_mut(BLOCK / 8 * job.coding.bits() as usize)) {
         let values = &mut values[..block.len() / size];
         let coded = &mut coded[..values.len()];

@@ -7,8 +7,8 @@
 //!
 //! The words of the options: `g128` (elements of a group), `channel` (a row), `tensor`, `b128` (128 rows by 128 columns);
 //! `sym` or `asym` (with zero points); `eager` or `triton` (whose quotients: torch's, rounded to the weight's float, or
-//! those of the library's kernels for devices, left in f32; the latter are from the kernels' text). Packed groups are chosen
-//! by `rtn` or `ls`; a row that is one group has no search.
+//! those of the library's kernels for devices, left in f32; the latter are from the kernels' text). Whole numbers are
+//! chosen by `rtn` or `ls`.
 
 mod layout;
 
@@ -158,11 +158,10 @@ impl Compressed {
             return kernels().choose_scaled(job, &choice, band.data, [codes, scales, zeros]);
         };
         for (run, choice) in importance.runs(self.method, first..first + band.elements()) {
-            let of = |bytes: usize, per: usize| run.start / per * bytes..run.end / per * bytes;
-            let zeros = if zeros.is_empty() { &mut [][..] } else { &mut zeros[of(1, job.group)] };
-            let out =
-                [&mut codes[of(job.coding.bits() as usize, 8)], &mut scales[of(job.scale_bytes(), job.group)], zeros];
-            kernels().choose_scaled(job, &choice, &band.data[of(band.float.size(), 1)], out);
+            let of = |bytes: usize| run.start / job.group * bytes..run.end / job.group * bytes;
+            let zeros = if zeros.is_empty() { &mut [][..] } else { &mut zeros[of(1)] };
+            let out = [&mut codes[of(job.row_bytes(job.group))], &mut scales[of(job.scale_bytes())], zeros];
+            kernels().choose_scaled(job, &choice, &band.data[of(job.group * band.float.size())], out);
         }
     }
 
@@ -338,6 +337,8 @@ impl Scheme for Compressed {
                 .encode_at(start, band, out);
         }
         let job = self.job(band.float, band.cols);
+        let is_flat = matches!(self.shared, Shared::Group(_)) && !self.is_asymmetric();
+        let first = if is_flat { start } else { start * band.cols };
         match (out, self.found) {
             ([codes, scale], Some(found)) => {
                 kernels().quantize_scaled(&job, &vec![found; band.rows], band.data, [codes, &mut [], &mut []]);
@@ -351,9 +352,9 @@ impl Scheme for Compressed {
                     whole.copy_from_slice(&found.to_le_bytes());
                 }
             }
-            ([codes, scales, zeros], None) => self.encode_groups(start * band.cols, band, codes, scales, zeros),
+            ([codes, scales, zeros], None) => self.encode_groups(first, band, codes, scales, zeros),
             ([codes, scales], None) if self.shared == Shared::Block => self.encode_blocks(band, codes, scales),
-            ([codes, scales], None) => self.encode_groups(start, band, codes, scales, &mut []),
+            ([codes, scales], None) => self.encode_groups(first, band, codes, scales, &mut []),
             (other, _) => panic!("{} has two or three parts, not {}", self.format(), other.len()),
         }
     }
@@ -465,7 +466,8 @@ impl Format for CompressedTensors {
     fn options(&self, scheme: &str) -> Vec<&'static [&'static str]> {
         match scheme {
             "fp8" => vec![FP8_GROUPS, FLAVOURS],
-            "int8" | "mxfp4" | "mxfp8" => vec![FLAVOURS],
+            "int8" => vec![METHODS_OF_GRIDS, FLAVOURS],
+            "mxfp4" | "mxfp8" => vec![FLAVOURS],
             _ if bits(scheme).is_some() => vec![GROUPS, SYMMETRIES, METHODS_OF_GRIDS, FLAVOURS],
             _ => vec![],
         }
@@ -479,7 +481,7 @@ impl Format for CompressedTensors {
         };
         let plain = |store, shared| Some(Compressed::new(store, shared));
         let bound = match (scheme, words) {
-            ("int8", []) => plain(Store::Int8, Shared::Channel),
+            ("int8", [method]) => by(method, Compressed::new(Store::Int8, Shared::Channel)),
             ("mxfp4", []) => plain(Store::Mxfp4, Shared::Group(32)),
             ("mxfp8", []) => plain(Store::Mxfp8, Shared::Group(32)),
             ("fp8", [group]) => shared(group, FP8_GROUPS).and_then(|shared| plain(Store::Fp8, shared)),
@@ -487,11 +489,6 @@ impl Format for CompressedTensors {
             _ => None,
         };
         let bound = bound.filter(|_| FLAVOURS.contains(flavour)).ok_or_else(|| no_such("ct", scheme, options))?;
-        if bound.method != Method::Rtn && bound.shared == Shared::Channel {
-            return Err(Unsupported(
-                "a channel, which is a whole row, has no search for better codes; groups have".into(),
-            ));
-        }
         Ok(Some(Arc::new(Compressed { eager: *flavour == FLAVOURS[0], ..bound })))
     }
 
@@ -517,8 +514,13 @@ impl Format for CompressedTensors {
 fn packed(scheme: &str, [group, symmetry, word]: [&str; 3]) -> Option<Compressed> {
     let shared = shared(group, GROUPS)?;
     let symmetric = SYMMETRIES.iter().position(|word| *word == symmetry)? == 0;
+    by(word, Compressed::new(Store::Packed { bits: bits(scheme)?, symmetric }, shared))
+}
+
+/// A scheme with the method of a word.
+fn by(word: &str, scheme: Compressed) -> Option<Compressed> {
     let method = METHODS_OF_GRIDS.contains(&word).then(|| method(word)).flatten()?;
-    Some(Compressed { method, ..Compressed::new(Store::Packed { bits: bits(scheme)?, symmetric }, shared) })
+    Some(Compressed { method, ..scheme })
 }
 
 /// What an option word shares a scale among.

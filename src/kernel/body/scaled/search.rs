@@ -1,4 +1,4 @@
-//! Better scales and zero points for groups of whole numbers, where a search finds some: what [`super::super::grid`] does,
+//! Better scales and zero points for groups and rows of whole numbers, where a search finds some: what [`super::super::grid`] does,
 //! with codes by the steps of this arithmetic.
 
 use std::marker::PhantomData;
@@ -11,15 +11,16 @@ use crate::{
 
 use super::{
     super::{
-        grid::{Code, Grid, Points, search, take_better},
+        grid::{Code, Elements, Grid, Points, search, take_better},
         groups, larger,
+        row::{PART, Row},
         sixteen::Sixteen,
-        smaller,
+        smaller, widen,
     },
-    Groups, LANES, SIGNED_ROUNDER, blocks, ends, middle,
+    Groups, LANES, SIGNED_ROUNDER, blocks, ends, middle, rows,
 };
 
-/// Packed codes, stored scales and zero points of groups that make up blocks; see [`super::quantize`].
+/// Packed codes, stored scales and zero points; see [`super::quantize`].
 #[inline(always)]
 pub(in crate::kernel) fn choose<S: Sixteen>(
     lanes: S,
@@ -28,26 +29,29 @@ pub(in crate::kernel) fn choose<S: Sixteen>(
     src: &[u8],
     out: [&mut [u8]; 3],
 ) {
-    blocks(job, &[], src, out, Some(&mut Search { lanes, choice, first: 0, groups: groups::Groups::NONE }));
+    let search = &mut Search { lanes, choice, first: 0, groups: groups::Groups::NONE, row: Row::default() };
+    if job.is_row {
+        rows(job, &[], src, out, Some(search));
+    } else {
+        blocks(job, &[], src, out, Some(search));
+    }
 }
 
-/// A search, block after block.
+/// A search, block after block or row after row.
 pub(super) struct Search<'a, S> {
     lanes: S,
     choice: &'a Choice<'a>,
     /// Number of the next block's first group.
     first: usize,
     groups: groups::Groups,
+    row: Row,
 }
 
 impl<S: Sixteen> Search<'_, S> {
     /// Changes the scales and zero points of a block.
     #[inline(always)]
     pub(super) fn improve(&mut self, job: &Scaled, values: &[f32], found: &mut Groups) {
-        let bits = job.coding.bits();
-        let (top, middle) = (((1u32 << bits) - 1) as f32, middle(bits));
-        let zeros = if job.coding.has_zeros() { (0.0, top) } else { (middle, middle) };
-        let grid = Grid { top, zeros, signed: false, stored: job.float };
+        let (grid, middle) = (grid(job), middle(job.coding.bits()));
         let parameters = found.scale.as_chunks_mut::<LANES>().0.iter_mut().zip(found.zero.as_chunks_mut::<LANES>().0);
         let parameters = parameters.zip(found.divisor.as_chunks_mut::<LANES>().0);
         for (sixteen, ((scale, zero), divisor)) in values.chunks(LANES * job.group).zip(parameters) {
@@ -55,23 +59,48 @@ impl<S: Sixteen> Search<'_, S> {
             self.groups.take(self.lanes, job.group, sixteen.chunks_exact(job.group), weights);
             self.first += sixteen.len() / job.group;
             zero.iter_mut().for_each(|zero| *zero += middle);
-            self.improve_sixteen(job, &grid, Points { scale, zero });
+            improve(self.lanes, job, &grid, &mut self.groups, Points { scale, zero });
             zero.iter_mut().for_each(|zero| *zero -= middle);
             *divisor = *scale;
         }
     }
 
+    /// Changes the scale and the zero point of a row.
     #[inline(always)]
-    fn improve_sixteen(&mut self, job: &Scaled, grid: &Grid, points: Points<'_>) {
-        let bits = job.coding.bits();
-        let (found, groups) = (search(self.lanes, grid, &mut self.groups), &self.groups);
-        match (job.float, job.is_rounded()) {
-            (Float::F32, _) => take_better(grid, groups, points, &found, Steps::<Exact, Exact>::new(bits)),
-            (Float::Bf16, true) => take_better(grid, groups, points, &found, Steps::<ToBf16, ToBf16>::new(bits)),
-            (Float::Bf16, false) => take_better(grid, groups, points, &found, Steps::<Exact, ToBf16>::new(bits)),
-            (Float::F16, true) => take_better(grid, groups, points, &found, Steps::<ToF16, ToF16>::new(bits)),
-            (Float::F16, false) => take_better(grid, groups, points, &found, Steps::<Exact, ToF16>::new(bits)),
+    pub(super) fn improve_row(&mut self, job: &Scaled, row: &[u8], found: &mut Groups) {
+        let (grid, middle) = (grid(job), middle(job.coding.bits()));
+        let mut values = [0f32; PART];
+        self.row.clear();
+        for (number, part) in row.chunks(PART * job.float.size()).enumerate() {
+            let values = &mut values[..part.len() / job.float.size()];
+            widen(job.float, part, values);
+            let weights = self.choice.importance.get(number * PART..).unwrap_or_default();
+            self.row.take(self.lanes, values, &weights[..weights.len().min(values.len())]);
         }
+        let (mut scale, mut zero) = ([found.scale[0]; LANES], [found.zero[0] + middle; LANES]);
+        improve(self.lanes, job, &grid, &mut self.row, Points { scale: &mut scale, zero: &mut zero });
+        (found.scale[0], found.zero[0], found.divisor[0]) = (scale[0], zero[0] - middle, scale[0]);
+    }
+}
+
+#[inline(always)]
+fn grid(job: &Scaled) -> Grid {
+    let bits = job.coding.bits();
+    let (top, middle) = (((1u32 << bits) - 1) as f32, middle(bits));
+    let zeros = if job.coding.has_zeros() { (0.0, top) } else { (middle, middle) };
+    Grid { top, zeros, signed: false, stored: job.float }
+}
+
+#[inline(always)]
+fn improve<S: Sixteen>(lanes: S, job: &Scaled, grid: &Grid, elements: &mut impl Elements, points: Points<'_>) {
+    let bits = job.coding.bits();
+    let found = search(lanes, grid, elements);
+    match (job.float, job.is_rounded()) {
+        (Float::F32, _) => take_better(grid, elements, points, &found, Steps::<Exact, Exact>::new(bits)),
+        (Float::Bf16, true) => take_better(grid, elements, points, &found, Steps::<ToBf16, ToBf16>::new(bits)),
+        (Float::Bf16, false) => take_better(grid, elements, points, &found, Steps::<Exact, ToBf16>::new(bits)),
+        (Float::F16, true) => take_better(grid, elements, points, &found, Steps::<ToF16, ToF16>::new(bits)),
+        (Float::F16, false) => take_better(grid, elements, points, &found, Steps::<Exact, ToF16>::new(bits)),
     }
 }
 
