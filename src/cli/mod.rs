@@ -16,6 +16,7 @@ mod log;
 pub mod manual;
 mod offline;
 pub mod options;
+mod output;
 pub mod perplexity;
 pub mod places;
 pub mod progress;

@@ -2,17 +2,12 @@
 
 mod file;
 
-use std::{
-    fs,
-    io::{self, Write},
-    os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
-};
+use std::{io::Write, path::PathBuf};
 
 use clap::Args;
 
 use crate::{
-    cli::{Failure, caches, options::ViewArgs, size},
+    cli::{Failure, caches, options::ViewArgs, output::Output, size},
     plan::{self, Plan},
 };
 
@@ -38,15 +33,16 @@ pub struct Recipe {
 /// # Errors
 /// What keeps the view from being planned, or the file from being written.
 pub fn run(args: &Recipe, out: &mut dyn Write) -> Result<(), Failure> {
+    let output = args.output.as_deref().map(Output::at).transpose()?;
     let (source, options) = args.view.open(&args.source, &caches())?;
     let plan = plan::build(source.as_ref(), &options)?;
     let text = format!("# {}\n{}", summary(&plan), render(&options)?);
-    match &args.output {
-        None => out.write_all(text.as_bytes())?,
-        Some(path) => {
-            write(path, text.as_bytes()).map_err(|e| Failure::refused(format!("{}: {e}", path.display())))?;
+    match (output, &args.output) {
+        (Some(output), Some(path)) => {
+            output.write(text.as_bytes())?;
             writeln!(out, "{}: {}", path.display(), summary(&plan))?;
         }
+        _ => out.write_all(text.as_bytes())?,
     }
     Ok(())
 }
@@ -61,16 +57,4 @@ fn summary(plan: &Plan) -> String {
         totals.bits_per_weight,
         size::render(bytes)
     )
-}
-
-/// Whole or not at all.
-fn write(path: &Path, text: &[u8]) -> io::Result<()> {
-    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    fs::metadata(dir)?;
-    let mut file = tempfile::NamedTempFile::new_in(dir)?;
-    file.write_all(text)?;
-    file.as_file().set_permissions(fs::Permissions::from_mode(0o644))?;
-    file.as_file().sync_all()?;
-    file.persist(path)?;
-    Ok(())
 }

@@ -1,12 +1,6 @@
 //! `quantfs report`: a page about what a source may become, for a browser.
 
-use std::{
-    fs,
-    io::Write,
-    os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{io::Write, path::PathBuf, sync::Arc};
 
 use clap::Args;
 
@@ -17,6 +11,7 @@ use crate::{
         inspect::{Sample, sample},
         offline,
         options::ViewArgs,
+        output::Output,
         progress::Bar,
         size,
     },
@@ -53,7 +48,7 @@ pub struct Report {
 /// # Errors
 /// What keeps the view from being planned or read, or the page from being written.
 pub fn run(args: &Report, out: &mut dyn Write) -> Result<(), Failure> {
-    let directory = place(&args.output)?;
+    let output = Output::at(&args.output)?;
     let (view, options) = offline::view_with_options(&args.source, &args.view, &caches())?;
     let parse = |text: &String| Spec::parse(Some(text), &Parts::default());
     let mut candidates = args.candidates.iter().map(parse).collect::<Result<Vec<_>, _>>()?;
@@ -65,8 +60,7 @@ pub fn run(args: &Report, out: &mut dyn Write) -> Result<(), Failure> {
     let facts = report::measure(&view, &options, &Asked { candidates, sample }, &bar)?;
     bar.finish();
     let page = report::page(&facts);
-    write(directory.as_deref(), &args.output, page.as_bytes())
-        .map_err(|e| Failure::refused(format!("{}: {e}", args.output.display())))?;
+    output.write(page.as_bytes())?;
     let count = |key: &str| facts[key].as_array().map_or(0, Vec::len);
     let plan = Arc::clone(view.plan());
     if args.json {
@@ -79,30 +73,5 @@ pub fn run(args: &Report, out: &mut dyn Write) -> Result<(), Failure> {
         let (path, size) = (args.output.display(), size::render(page.len() as u64));
         writeln!(out, "{path}: {} specs, {} tensors, {size}", count("candidates"), count("tensors"))?;
     }
-    Ok(())
-}
-
-/// The directory that the page is made in, before anything is measured; `None` where it goes into what is no file: a pipe,
-/// a terminal.
-fn place(output: &Path) -> Result<Option<PathBuf>, Failure> {
-    let shown = output.display();
-    let directory = output.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    if output.is_dir() || output.file_name().is_none() {
-        return Err(Failure::refused(format!("{shown}: is a directory; name a file, report.html say")));
-    }
-    if !directory.is_dir() {
-        return Err(Failure::refused(format!("{shown}: there is no directory {}; make it first", directory.display())));
-    }
-    let special = fs::metadata(output).is_ok_and(|there| !there.is_file());
-    Ok((!special).then(|| directory.to_owned()))
-}
-
-/// Beside a file that is there already, the page appears whole or not at all.
-fn write(directory: Option<&Path>, output: &Path, page: &[u8]) -> std::io::Result<()> {
-    let Some(directory) = directory else { return fs::OpenOptions::new().write(true).open(output)?.write_all(page) };
-    let mut partial = tempfile::NamedTempFile::new_in(directory)?;
-    partial.write_all(page)?;
-    partial.as_file().set_permissions(fs::Permissions::from_mode(0o644))?;
-    partial.persist(output).map_err(|e| e.error)?;
     Ok(())
 }

@@ -546,6 +546,9 @@ fn a_choice_is_printed_as_a_recipe_and_remembered() {
     // What is remembered is what is taken, where it keeps to the target.
     fs::write(&file, remembers(r#""*=3bit-g128""#, "", &reached("3bit-g128"))).unwrap();
     assert!(text(&run(&["inspect", "--target-bpw", "4.8"])).contains("mlx-3bit-g128"));
+    let nowhere = run(&["recipe", "--spec", "4bit", "-o", "/nonexistent/r.toml"]);
+    let said = String::from_utf8_lossy(&nowhere.stderr).into_owned();
+    assert!(!nowhere.status.success() && said.contains("there is no directory /nonexistent"), "{said}");
     for wrong in [
         &["inspect", "--target-bpw", "x"][..],
         &["inspect", "--target-bpw", "4", "--target-size", "1MB"],
