@@ -257,6 +257,21 @@ fn a_remount_that_fails_changes_nothing() {
     assert!(!out.status.success(), "no mount of ours");
 }
 
+/// A spec alone would not tell that some weights are stored otherwise.
+#[test]
+fn a_mixed_view_is_told_apart() {
+    if !can_mount() {
+        return;
+    }
+    let model = Model::with_a_layer();
+    model.mounted(&["--spec", "8bit"]);
+    assert_eq!(model.status()["mixed"], false);
+    model.remounted(&["--spec", "8bit", "--rule", "*q_proj*=4bit-g32"]);
+    assert_eq!(model.status()["mixed"], true);
+    let table = quantfs(&["status"]).arg(model.mnt()).output().unwrap();
+    assert!(text(&table).contains("mlx-8bit-g64, mixed"), "{}", text(&table));
+}
+
 /// A daemon that is stopped is told apart from one that plans for long.
 #[test]
 fn a_daemon_that_does_not_answer_is_not_waited_for() {
