@@ -31,12 +31,8 @@ impl Row {
         if self.used == self.parts.len() {
             self.parts.push(Groups::NONE);
         }
-        let weights_of = |lane: usize| {
-            let of_lane = weights.get(lane * LONGEST..)?;
-            (!weights.is_empty()).then(|| &of_lane[..of_lane.len().min(LONGEST)])
-        };
         if let Some(part) = self.parts.get_mut(self.used) {
-            part.take(lanes, LONGEST, values.chunks(LONGEST), weights_of);
+            part.take(lanes, LONGEST, values.chunks(LONGEST), |lane| weights.chunks(LONGEST).nth(lane));
         }
         self.used += 1;
     }

@@ -66,12 +66,22 @@ impl Groups {
 
 /// Packed codes; stored scales and zero points (one byte each), one a group, unless scales are `given`.
 #[inline(always)]
-pub(in crate::kernel) fn quantize(job: &Scaled, given: &[f32], src: &[u8], [codes, scales, zeros]: [&mut [u8]; 3]) {
-    let none = None::<&mut Search<'_, Plain>>;
+pub(in crate::kernel) fn quantize(job: &Scaled, given: &[f32], src: &[u8], out: [&mut [u8]; 3]) {
+    quantize_with(job, given, src, out, None::<&mut Search<'_, Plain>>);
+}
+
+#[inline(always)]
+fn quantize_with<S: Sixteen>(
+    job: &Scaled,
+    given: &[f32],
+    src: &[u8],
+    out: [&mut [u8]; 3],
+    search: Option<&mut Search<'_, S>>,
+) {
     if job.is_row {
-        rows(job, given, src, [codes, scales, zeros], none);
+        rows(job, given, src, out, search);
     } else {
-        blocks(job, given, src, [codes, scales, zeros], none);
+        blocks(job, given, src, out, search);
     }
 }
 

@@ -98,6 +98,11 @@ impl Compressed {
         Scaled { coding: self.coding(), float, group, is_row, eager: self.eager }
     }
 
+    /// Along which bands are cut.
+    fn axis(&self) -> Axis {
+        if matches!(self.shared, Shared::Group(_)) && !self.is_asymmetric() { Axis::Flat } else { Axis::Rows }
+    }
+
     fn is_asymmetric(&self) -> bool {
         self.coding().has_zeros()
     }
@@ -309,12 +314,13 @@ impl Scheme for Compressed {
     }
 
     fn banding(&self, _: &Weight) -> Banding {
-        match self.shared {
-            _ if self.is_asymmetric() => Banding { axis: Axis::Rows, granule: ZERO_ROWS },
-            Shared::Group(size) => Banding { axis: Axis::Flat, granule: size },
-            Shared::Block => Banding { axis: Axis::Rows, granule: BLOCK },
-            Shared::Channel | Shared::Tensor => Banding { axis: Axis::Rows, granule: 1 },
-        }
+        let granule = match self.shared {
+            _ if self.is_asymmetric() => ZERO_ROWS,
+            Shared::Group(size) => size,
+            Shared::Block => BLOCK,
+            Shared::Channel | Shared::Tensor => 1,
+        };
+        Banding { axis: self.axis(), granule }
     }
 
     fn survey(&self, weight: &Weight) -> Option<Arc<dyn Survey>> {
@@ -337,8 +343,7 @@ impl Scheme for Compressed {
                 .encode_at(start, band, out);
         }
         let job = self.job(band.float, band.cols);
-        let is_flat = matches!(self.shared, Shared::Group(_)) && !self.is_asymmetric();
-        let first = if is_flat { start } else { start * band.cols };
+        let first = if self.axis() == Axis::Flat { start } else { start * band.cols };
         match (out, self.found) {
             ([codes, scale], Some(found)) => {
                 kernels().quantize_scaled(&job, &vec![found; band.rows], band.data, [codes, &mut [], &mut []]);

@@ -17,7 +17,7 @@ use super::{
         sixteen::Sixteen,
         smaller, widen,
     },
-    Groups, LANES, SIGNED_ROUNDER, blocks, ends, middle, rows,
+    Groups, LANES, SIGNED_ROUNDER, ends, middle, quantize_with,
 };
 
 /// Packed codes, stored scales and zero points; see [`super::quantize`].
@@ -30,11 +30,7 @@ pub(in crate::kernel) fn choose<S: Sixteen>(
     out: [&mut [u8]; 3],
 ) {
     let search = &mut Search { lanes, choice, first: 0, groups: groups::Groups::NONE, row: Row::default() };
-    if job.is_row {
-        rows(job, &[], src, out, Some(search));
-    } else {
-        blocks(job, &[], src, out, Some(search));
-    }
+    quantize_with(job, &[], src, out, Some(search));
 }
 
 /// A search, block after block or row after row.
